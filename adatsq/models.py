@@ -1,0 +1,114 @@
+"""What the method must know of a model: how to load it, how to call it, and which of its linears are quantised.
+
+A diffusion transformer keeps its blocks in `nn.ModuleList`s that are direct children of the model (Flux has
+`transformer_blocks` and `single_transformer_blocks`). Linears inside the blocks are quantised; everything around
+them (embedders, time and text projections, the last norm and projection) stays in 16 bit, as SVDQuant does.
+"""
+
+import inspect
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+SAMPLING_FILE = "sampling.json"
+QUANTIZED_FILE = "adatsq.json"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear, y = x W^T, with W of shape (out_features, in_features).
+
+    role "act": weight and activations are quantised; role "weight": the weight only. The latter are the adaLN
+    modulation linears, which see one row per image, so their activations cost nothing, and which scale every token.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    role: str
+
+    @property
+    def block(self) -> str:
+        """Name of the transformer block that holds this layer, such as `transformer_blocks.0`."""
+        return ".".join(self.name.split(".")[:2])
+
+
+def block_names(transformer: nn.Module) -> list[str]:
+    """Names of the transformer's blocks in the order in which the model runs them."""
+    lists = [
+        (name, child) for name, child in transformer.named_children() if isinstance(child, nn.ModuleList)
+    ]
+    names = [f"{name}.{i}" for name, blocks in lists for i in range(len(blocks))]
+    if not names:
+        children = ", ".join(name for name, _ in transformer.named_children()) or "none"
+        raise ValueError(
+            f"{type(transformer).__name__} has no nn.ModuleList of blocks among its children ({children}), "
+            "so there is no telling which of its linears to quantise"
+        )
+    return names
+
+
+def quantizable(transformer: nn.Module) -> list[Layer]:
+    """Every linear inside the transformer's blocks, in the model's order, quantised already or not."""
+    layers = []
+    for block in block_names(transformer):
+        for name, module in transformer.get_submodule(block).named_modules():
+            if isinstance(getattr(module, "in_features", None), int):  # nn.Linear and our QuantLinear alike
+                role = "weight" if re.search("norm|modulation", name, re.IGNORECASE) else "act"
+                layers.append(Layer(f"{block}.{name}", module.in_features, module.out_features, role))
+    return layers
+
+
+def load_pipeline(
+    model: str | Path, torch_dtype: torch.dtype | None = None, device: str | torch.device | None = None
+) -> DiffusionPipeline:
+    """Load a diffusers pipeline from a local folder or by its hub name, e.g. "black-forest-labs/FLUX.1-dev".
+
+    Raises FileNotFoundError if there is neither such a folder nor such a hub name, ValueError if the folder is there
+    but holds no complete pipeline.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        if (folder / QUANTIZED_FILE).exists():
+            raise ValueError(f"{folder} holds a quantized pipeline: load it with adatsq.load")
+        if not (folder / "model_index.json").exists():
+            raise FileNotFoundError(f"{folder} holds no diffusers pipeline: it has no model_index.json")
+    elif not _may_be_hub_name(str(model)):
+        raise FileNotFoundError(
+            f"no folder {str(model)!r}: give a pipeline's folder or its hub name (owner/name)"
+        )
+    try:
+        pipe = DiffusionPipeline.from_pretrained(str(model), dtype=torch_dtype)
+    except Exception as error:  # diffusers, the hub client and safetensors each raise their own
+        if folder.is_dir():
+            raise ValueError(f"{folder} is not a complete diffusers pipeline: {error}") from error
+        raise FileNotFoundError(f"no pipeline {str(model)!r} on this disk or on the hub: {error}") from error
+    return pipe if device is None else pipe.to(device)
+
+
+def _may_be_hub_name(model: str) -> bool:
+    """owner/name, unless the owner is a folder here: then a mistyped path is meant, and asking the hub is no use."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) is not None and not Path(model).parent.is_dir()
+
+
+def sampling(pipe: DiffusionPipeline) -> dict:
+    """Call settings that belong to this model, read from `sampling.json` in its folder; {} for a hub model.
+
+    A small model needs them because a pipeline's defaults (1024x1024 pixels, 512 text tokens) are those of a big one.
+    """
+    file = Path(pipe.name_or_path or "") / SAMPLING_FILE
+    if not pipe.name_or_path or not file.exists():
+        return {}
+    try:
+        settings = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    unknown = set(settings) - set(inspect.signature(pipe.__call__).parameters)
+    if unknown:
+        raise ValueError(f"{file} has settings that {type(pipe).__name__} does not take: {sorted(unknown)}")
+    return settings
