@@ -33,10 +33,9 @@ def hypervolume(points: np.ndarray, reference: tuple[float, float]) -> float:
         raise ValueError(
             f"hypervolume is for points on two axes, not {points.shape[1]} and {reference.shape}"
         )
+    inside = points[(points < reference).all(1)].tolist()
     area, ceiling = 0.0, reference[1]
-    for x, y in sorted(
-        map(tuple, points[(points < reference).all(1)])
-    ):  # from left to right, a falling staircase
+    for x, y in sorted(inside):  # from left to right, a falling staircase
         if y < ceiling:
             area += (reference[0] - x) * (ceiling - y)
             ceiling = y
