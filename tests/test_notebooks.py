@@ -1,0 +1,71 @@
+"""Every notebook runs with small parameters, says nothing on stderr, and is committed clean.
+
+The executed copies stay in _build/test-notebooks, a failed one too.
+"""
+
+import pathlib
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+OUT = ROOT / "_build" / "test-notebooks"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# Parameters that keep a run short, {notebook: {parameter: value}}.
+SMALL = {
+    "00_start_here": {},
+    "01_fisher": {},
+    "02_calibration": {},
+    "03_search": {},
+    "04_explorer": {},
+    "05_flux": {},
+}
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+
+
+def chapters(entry: object) -> list[str]:
+    """All `file:` and `root:` values of a table of contents."""
+    if isinstance(entry, list):
+        return [name for part in entry for name in chapters(part)]
+    if isinstance(entry, dict):
+        own = [entry[key] for key in ("root", "file") if key in entry]
+        return own + [name for value in entry.values() for name in chapters(value)]
+    return []
+
+
+def test_every_notebook_is_in_the_book_and_has_small_parameters():
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    in_book = {name.removeprefix("notebooks/") for name in chapters(toc) if name.startswith("notebooks/")}
+    assert {path.stem for path in NOTEBOOKS} == set(SMALL) == in_book
+
+
+@each_notebook
+def test_notebook_runs(path):
+    small, known = SMALL[path.stem], set(papermill.inspect_notebook(path))
+    assert set(small) <= known, f"{path.name} has no parameter {set(small) - known}"  # papermill only warns
+    OUT.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(
+        path,
+        OUT / path.name,
+        parameters=small,
+        kernel_name="python3",
+        cwd=path.parent,
+        execution_timeout=300,
+        progress_bar=False,
+    )
+    cells = nbformat.read(OUT / path.name, as_version=4).cells
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    said = "".join(output["text"] for output in outputs if output.get("name") == "stderr")
+    assert not said, f"{path.name} wrote to stderr:\n{said}"
+
+
+@each_notebook
+def test_notebook_is_committed_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code), "outputs: make strip"
+    assert not {"widgets", "papermill"} & set(notebook.metadata), "widget or papermill state: make strip"
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1

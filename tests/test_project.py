@@ -1,0 +1,132 @@
+"""The project's own papers agree with each other: requirements, pins, conda environment, citation, style."""
+
+import ast
+import pathlib
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import adatsq
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYTHONS = ("3.10", "3.11", "3.12")
+# Import name -> distribution, where they differ.
+DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "IPython": "ipykernel", "tomli": "pytest"}
+
+
+def requirements() -> list[Requirement]:
+    lines = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
+    return [Requirement(line) for line in lines]
+
+
+def pins(python: str) -> dict[str, str]:
+    """The pins that hold for one Python version, {name: version}."""
+    lines = [line.strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    found = {}
+    for pin in (Requirement(line) for line in lines if line and not line.startswith("#")):
+        if pin.marker is None or pin.marker.evaluate({"python_version": python}):
+            name, version = canonicalize_name(pin.name), re.fullmatch(r"==([\w.]+)", str(pin.specifier))
+            assert version, f"constraints.txt: {pin} is not one exact version"
+            assert name not in found, f"constraints.txt: {name} is pinned twice for Python {python}"
+            found[name] = version[1]
+    return found
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_requirement_has_one_pin_inside_its_range(python):
+    have = pins(python)
+    for need in requirements():
+        version = have.get(canonicalize_name(need.name))
+        assert version, f"{need.name} of pyproject.toml has no pin in constraints.txt for Python {python}"
+        assert need.specifier.contains(version), f"pin {need.name}=={version} is outside {need.specifier}"
+    assert set(have) == {canonicalize_name(need.name) for need in requirements()}, "a pin nobody requires"
+
+
+def test_pins_are_checked_for_the_pythons_we_promise():
+    assert PROJECT["requires-python"] == ">=" + PYTHONS[0]
+
+
+def test_conda_environment_is_the_same_set():
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = [entry["pip"] for entry in listed if isinstance(entry, dict)]
+    (python,) = [e.partition("=")[2] for e in listed if isinstance(e, str) and e.startswith("python=")]
+    extras = ",".join(PROJECT["optional-dependencies"])
+    assert python in PYTHONS
+    assert pip == ["-c constraints.txt", f"torch=={pins(python)['torch']}", f"-e .[{extras}]"]
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    """Top-level names that a module or notebook imports."""
+    if path.suffix == ".ipynb":
+        cells = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+        code = "\n".join(re.sub(r"(?m)^\s*[%!].*$", "pass", cell) for cell in cells)
+    else:
+        code = path.read_text()
+    names = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("room", ["adatsq", "notebooks", "tests", "book/ext"])
+def test_every_import_is_required(room):
+    files = [
+        p
+        for p in (ROOT / room).rglob("*")
+        if p.suffix in (".py", ".ipynb") and ".ipynb_checkpoints" not in p.parts
+    ]
+    ours = {"adatsq", "conftest"} | {p.stem for p in (ROOT / "tests").glob("*.py")}
+    declared = {canonicalize_name(need.name) for need in requirements()}
+    if room == "adatsq":
+        declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    for path in files:
+        foreign = imported(path) - sys.stdlib_module_names - ours
+        missing = {n for n in foreign if canonicalize_name(DISTRIBUTION.get(n, n)) not in declared}
+        assert not missing, f"{path.relative_to(ROOT)} imports {missing}: not required in pyproject.toml"
+
+
+def test_versions_agree():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == adatsq.__version__
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
+def test_ruff_is_content(command):
+    run = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_no_large_file_and_no_pickle_is_tracked():
+    git = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if git.returncode:
+        pytest.skip("not a git checkout")
+    files = [ROOT / name for name in git.stdout.splitlines() if (ROOT / name).exists()]
+    large = [p.name for p in files if p.stat().st_size > 16 * 2**20]
+    pickles = [p.name for p in files if p.suffix in {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin"}]
+    assert not large and not pickles, f"over 16 MB: {large}; pickles: {pickles}"
+
+
+def test_vendored_scripts_are_listed_with_a_licence():
+    vendor = ROOT / "book" / "vendor"
+    table = (vendor / "README.md").read_text()
+    for path in (p for p in vendor.rglob("*") if p.suffix in (".js", ".woff2")):
+        name = "*.woff2" if path.suffix == ".woff2" else path.relative_to(vendor).as_posix()
+        assert f"`{name}`" in table, f"{name} is not in book/vendor/README.md"
+    for licence in re.findall(r"`(licenses/[^`]+)`", table):
+        assert (vendor / licence).stat().st_size > 500

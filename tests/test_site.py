@@ -1,0 +1,151 @@
+"""The built site as a reader opens it: from disk, with no server, no kernel and no network.
+
+`make book` runs this on what it built. Skipped where there is no site; the browser tests where there is no
+Chromium.
+"""
+
+import pathlib
+import shutil
+from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+SITE = pathlib.Path(__file__).resolve().parents[1] / "_build" / "site"
+PAGES = sorted(p for p in SITE.rglob("*.html") if "_static" not in p.parts)
+EXPLORER = SITE / "notebooks" / "04_explorer.html"
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
+)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
+FLAGS += ["--disable-component-update", "--disable-sync", "--allow-file-access-from-files"]
+
+PICTURES = """() => [...document.querySelectorAll("article img, article svg, article canvas")].map(
+    e => e.tagName == "CANVAS" ? e.toDataURL() : e.tagName == "IMG" ? e.src : e.outerHTML)"""
+
+pytestmark = pytest.mark.skipif(not (SITE / "index.html").exists(), reason="no built site: run make book")
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: the pages were not opened")
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(SITE).as_posix())
+
+
+class Page(HTMLParser):
+    """What a page defines (ids), loads by itself, and links to."""
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__()
+        self.ids, self.loads, self.links = set(), [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.ids |= {given[key] for key in ("id", "name") if given.get(key)}
+        if tag == "a" and given.get("href"):
+            self.links.append(given["href"])
+        elif tag == "link" and given.get("rel") in (
+            "canonical",
+            "search",
+            "next",
+            "prev",
+            "index",
+            "genindex",
+        ):
+            self.links.append(given.get("href", ""))
+        else:
+            self.loads += [given[key] for key in ("src", "href", "poster", "data") if given.get(key)]
+
+
+@pytest.fixture(scope="module")
+def read():
+    """Parse each page once."""
+    parsed = {}
+
+    def one(path: pathlib.Path) -> Page:
+        if path not in parsed:
+            parsed[path] = Page(path)
+        return parsed[path]
+
+    return one
+
+
+def is_outside(url: str) -> bool:
+    return url.startswith("//") or urlsplit(url).scheme in ("http", "https", "mailto")
+
+
+@each_page
+def test_page_loads_nothing_from_outside(page, read):
+    assert not [url for url in read(page).loads if is_outside(url)]
+
+
+@each_page
+def test_every_internal_link_and_anchor_exists(page, read):
+    dead = []
+    for url in read(page).links + read(page).loads:
+        parts = urlsplit(url)
+        if is_outside(url) or parts.scheme in ("data", "javascript", "blob"):
+            continue
+        target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+        if not target.is_file():
+            dead.append(url)
+        elif parts.fragment and target.suffix == ".html" and unquote(parts.fragment) not in read(target).ids:
+            dead.append(url)
+    assert not dead
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        profile = tmp_path_factory.mktemp("profile")
+        context = playwright.chromium.launch_persistent_context(
+            str(profile),
+            executable_path=CHROMIUM,
+            headless=True,
+            args=FLAGS,
+            viewport={"width": 1280, "height": 900},
+        )
+        yield context
+        context.close()
+
+
+@pytest.fixture
+def tab(browser):
+    """A fresh tab; at the end it must not have complained, nor asked anything of the network."""
+    tab, asked, complaints = browser.new_page(), [], []
+    tab.on("request", lambda request: asked.append(request.url) if request.url.startswith("http") else None)
+    tab.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+    tab.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    yield tab
+    tab.close()
+    assert not asked, "a page asked the network"
+    assert not complaints, "the console of a page"
+
+
+@in_browser
+@each_page
+def test_page_opens_without_complaint(page, tab):
+    tab.goto(page.as_uri(), wait_until="load")
+    tab.wait_for_timeout(300)
+    assert tab.locator("mjx-merror").count() == 0, "an equation MathJax can not read"
+
+
+@in_browser
+@pytest.mark.skipif(not EXPLORER.exists(), reason="no explorer page in this site")
+def test_explorer_moves_without_a_kernel(tab):
+    """Each end of the first slider shows another picture."""
+    tab.goto(EXPLORER.as_uri(), wait_until="load")
+    slider = tab.locator("input[type=range], [role=slider]").first
+    slider.wait_for(timeout=20_000)
+    seen = []
+    for key in ("Home", "End"):
+        slider.press(key)
+        tab.wait_for_timeout(500)
+        seen.append(tab.evaluate(PICTURES))
+    assert seen[0] != seen[1], "the slider went from end to end and no picture changed"
