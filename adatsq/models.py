@@ -1,8 +1,9 @@
-"""What the method must know of a model: how to load it, how to call it, and which of its linears are quantised.
+"""What the method must know of a model: how to load and call it, and which of its linears are quantised.
 
 A diffusion transformer keeps its blocks in `nn.ModuleList`s that are direct children of the model (Flux has
-`transformer_blocks` and `single_transformer_blocks`). Linears inside the blocks are quantised; everything around
-them (embedders, time and text projections, the last norm and projection) stays in 16 bit, as SVDQuant does.
+`transformer_blocks` and `single_transformer_blocks`). Linears inside the blocks are quantised; everything
+around them (embedders, time and text projections, the last norm and projection) stays in 16 bit, as in
+SVDQuant.
 """
 
 import inspect
@@ -24,7 +25,8 @@ class Layer:
     """One linear, y = x W^T, with W of shape (out_features, in_features).
 
     role "act": weight and activations are quantised; role "weight": the weight only. The latter are the adaLN
-    modulation linears, which see one row per image, so their activations cost nothing, and which scale every token.
+    modulation linears: they see one row per image, so their products cost next to nothing, and scale every
+    token.
     """
 
     name: str
@@ -69,8 +71,8 @@ def load_pipeline(
 ) -> DiffusionPipeline:
     """Load a diffusers pipeline from a local folder or by its hub name, e.g. "black-forest-labs/FLUX.1-dev".
 
-    Raises FileNotFoundError if there is neither such a folder nor such a hub name, ValueError if the folder is there
-    but holds no complete pipeline.
+    Raises FileNotFoundError if there is neither such a folder nor such a hub name, ValueError if the folder
+    is there but holds no complete pipeline.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -92,14 +94,15 @@ def load_pipeline(
 
 
 def _may_be_hub_name(model: str) -> bool:
-    """owner/name, unless the owner is a folder here: then a mistyped path is meant, and asking the hub is no use."""
+    """owner/name, unless the owner is a folder here: then a mistyped path is meant, not the hub."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) is not None and not Path(model).parent.is_dir()
 
 
 def sampling(pipe: DiffusionPipeline) -> dict:
     """Call settings that belong to this model, read from `sampling.json` in its folder; {} for a hub model.
 
-    A small model needs them because a pipeline's defaults (1024x1024 pixels, 512 text tokens) are those of a big one.
+    A small model needs them: a pipeline's defaults (1024x1024 pixels, 512 text tokens) are those of a big
+    one.
     """
     file = Path(pipe.name_or_path or "") / SAMPLING_FILE
     if not pipe.name_or_path or not file.exists():

@@ -1,4 +1,4 @@
-"""A whole FluxPipeline with random weights, built from nothing in a second: 2 double and 2 single blocks, width 32."""
+"""A whole FluxPipeline with random weights, built from nothing: 2 double and 2 single blocks, width 32."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def t5_tokenizer() -> T5Tokenizer:
 
 
 def build_tiny_pipe(seed: int = 0) -> FluxPipeline:
-    """32x32 pixels, a 4x autoencoder with 4 latent channels packed 2x2: 16 image tokens and 16 text tokens."""
+    """32x32 pixels, a 4x autoencoder with 4 latent channels packed 2x2: 16 image and 16 text tokens."""
     torch.manual_seed(seed)
     clip, t5 = clip_tokenizer(), t5_tokenizer()
     clip_config = CLIPTextConfig(

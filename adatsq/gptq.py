@@ -1,0 +1,102 @@
+"""Rounding a weight column by column, so that later columns make up for the errors of earlier ones.
+
+GPTQ, Frantar et al., arXiv:2210.17323. For a layer y = x W^T with Hessian H = X^T X over calibration inputs,
+the codes should make tr(dW H dW^T) = ||X dW^T||^2 small, dW = W - codes * scale. `round_to_nearest` is the
+same without H.
+"""
+
+import torch
+from torch import Tensor
+
+from adatsq import integer
+
+DAMPING_TRIES = 4  # each ten times the last
+
+
+def round_to_nearest(
+    weight: Tensor, w_bits: int, group_size: int | None = None, clip: str | float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """weight (out, in) -> int8 codes (out, in), float32 scale (out, groups)."""
+    scale = integer.weight_scale(weight, w_bits, group_size, clip)
+    return integer.quantize(weight.float(), scale, w_bits), scale
+
+
+def gptq(
+    weight: Tensor,
+    hessian: Tensor,
+    w_bits: int,
+    group_size: int | None = None,
+    clip: str | float = "mse",
+    act_order: bool = True,
+    damping: float = 0.01,
+    block_size: int = 128,
+) -> tuple[Tensor, Tensor]:
+    """weight (out, in), hessian (in, in) -> int8 codes (out, in), float32 scale (out, groups).
+
+    Algorithm 1 of the paper: U is the upper Cholesky factor of (H + damping * mean(diag H) I)^-1. For each
+    column j, err = (W_j - Q(W_j)) / U_jj, and all later columns k take W_k -= err * U_jk; those beyond the
+    block of `block_size` columns take it once per block.
+    act_order: columns in falling order of H_jj. Scales are set before, on the columns as they stand ("static
+    groups"), so that the order needs no storing.
+    A channel that calibration never saw (H_jj = 0) is rounded to nearest: nothing is known of it.
+
+    Works in the Hessian's dtype, in float64 if that fails, then with ten times the damping. Raises ValueError
+    if the Hessian has the wrong shape or is not positive definite at any damping, FloatingPointError if it
+    is not finite.
+    """
+    n = weight.shape[1]
+    if hessian.shape != (n, n):
+        raise ValueError(
+            f"a weight of shape {tuple(weight.shape)} needs a Hessian ({n}, {n}), got {tuple(hessian.shape)}"
+        )
+    if not torch.isfinite(hessian).all():
+        raise FloatingPointError(f"NaN or infinity in the Hessian of a weight of shape {tuple(weight.shape)}")
+    scale = integer.weight_scale(weight, w_bits, group_size, clip)
+
+    order = torch.argsort(hessian.diag(), descending=True, stable=True) if act_order else torch.arange(n)
+    order = order.to(weight.device)
+    upper = inverse_cholesky(hessian[order][:, order], damping)
+    w = weight[:, order].to(upper.dtype)
+    s = integer.expand(scale, n).expand(-1, n)[:, order].to(upper.dtype)
+    q = integer.qmax(w_bits)
+
+    codes = torch.empty_like(w)
+    for start in range(0, n, block_size):
+        stop = min(start + block_size, n)
+        block, u = w[:, start:stop], upper[start:stop, start:stop]
+        errors = torch.empty_like(block)
+        for j in range(stop - start):
+            code = (block[:, j] / s[:, start + j]).round().clamp(-q, q)
+            codes[:, start + j] = code
+            errors[:, j] = (block[:, j] - code * s[:, start + j]) / u[j, j]
+            block[:, j:] -= torch.outer(errors[:, j], u[j, j:])
+        w[:, stop:] -= errors @ upper[start:stop, stop:]
+    return codes[:, torch.argsort(order)].to(torch.int8), scale
+
+
+def inverse_cholesky(hessian: Tensor, damping: float) -> Tensor:
+    """Upper U with U^T U = (H + damping * mean(diag H) I)^-1; dtype and damping as `gptq` says."""
+    hessian = hessian.clone()
+    diagonal = hessian.diagonal()
+    mean = diagonal.mean()
+    diagonal[diagonal == 0] = 1.0  # dead channels; damping follows the mean without them
+    for attempt in range(DAMPING_TRIES):
+        for dtype in dict.fromkeys([hessian.dtype, torch.float64]):
+            h = hessian.to(dtype, copy=True)
+            h.diagonal().add_(mean * damping * 10**attempt)
+            lower, failed = torch.linalg.cholesky_ex(h)
+            if not failed:
+                upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed:
+                return upper
+    raise ValueError(
+        f"the Hessian {tuple(hessian.shape)} is not positive definite, even with "
+        f"{damping * 10**attempt:g} of its mean diagonal ({mean:.3g}) added: "
+        "accumulate it in float32 without TF32, or in float64"
+    )
+
+
+def layer_error(weight: Tensor, codes: Tensor, scale: Tensor, hessian: Tensor) -> float:
+    """tr(dW H dW^T), dW = W - codes * scale: the squared output error over the calibration inputs."""
+    delta = weight.double() - integer.dequantize(codes, scale.double())
+    return (delta @ hessian.double() * delta).sum().item()

@@ -1,0 +1,46 @@
+"""Integers packed to their true width: b-bit codes as b planes of single bits, so that 3 bits take 3 bits."""
+
+import torch
+from torch import Tensor
+
+from adatsq.integer import qmax
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """int8 codes of any shape -> uint8 (bits, ceil(n / 8)): bit i of byte j in plane k is bit k of code 8j +
+    i.
+
+    Codes are shifted by qmax to be unsigned. ValueError if one does not fit the grid.
+    """
+    q = qmax(bits)
+    if codes.numel() and (codes.max() > q or codes.min() < -q):
+        raise ValueError(f"codes from {codes.min()} to {codes.max()} do not fit {bits} bits, [-{q}, {q}]")
+    unsigned = (codes.flatten() + q).to(torch.uint8)
+    unsigned = torch.nn.functional.pad(unsigned, (0, -unsigned.numel() % 8)).view(-1, 8)
+    place = torch.arange(8, dtype=torch.uint8, device=codes.device)
+    planes = [((unsigned >> k & 1) << place).sum(dim=1, dtype=torch.uint8) for k in range(bits)]
+    return torch.stack(planes)
+
+
+def unpack(planes: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
+    """The int8 codes that `pack` was given. ValueError if the planes have another size than `shape` needs."""
+    n = torch.Size(shape).numel()
+    if planes.dtype != torch.uint8 or planes.shape != (bits, -(-n // 8)):
+        raise ValueError(
+            f"{n} codes of {bits} bits take uint8 planes ({bits}, {-(-n // 8)}), "
+            f"got {planes.dtype} {tuple(planes.shape)}"
+        )
+    place = torch.arange(8, dtype=torch.uint8, device=planes.device)
+    unsigned = torch.zeros(planes.shape[1], 8, dtype=torch.uint8, device=planes.device)
+    for k in range(bits):
+        unsigned |= (planes[k, :, None] >> place & 1) << k
+    return (unsigned.flatten()[:n].to(torch.int16) - qmax(bits)).to(torch.int8).view(shape)
+
+
+def narrow(tensor: Tensor) -> Tensor:
+    """A tensor in bfloat16 if that loses nothing (a bfloat16 model loaded in float32), else as it is."""
+    if tensor.is_floating_point() and tensor.element_size() > 2:
+        short = tensor.to(torch.bfloat16)
+        if torch.equal(short.to(tensor.dtype), tensor):
+            return short
+    return tensor
