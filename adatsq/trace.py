@@ -87,6 +87,12 @@ class Trace:
             conditioning={name: _rows(name, value, index) for name, value in self.conditioning.items()},
         )
 
+    def check(self, pipe: DiffusionPipeline) -> None:
+        """ValueError unless the pipeline's transformer, quantised or not, is the one that was recorded."""
+        found = fingerprint(pipe.transformer)
+        if found != self.model:
+            raise ValueError(f"this trace was recorded from {self.model}, the pipeline holds {found}")
+
     def split(self, parts: int) -> list["Trace"]:
         """At most `parts` traces of about equal size, for as many processes; `join` makes them one again."""
         return [
