@@ -43,8 +43,9 @@ endif
 # One executor for the book and the tests: papermill. What a failing notebook did is left in _build/failed.
 _build/src/notebooks/%.ipynb: notebooks/%.ipynb $(CODE) | $(ENV)
 	@mkdir -p $(@D) _build/failed
+	@echo "Executing $<"
 	@$(PY) -m papermill $< _build/failed/$(@F) --kernel python3 --cwd notebooks --no-progress-bar --execution-timeout 900 \
-		|| { echo "$< failed: read _build/failed/$(@F)"; exit 1; }
+		> _build/failed/$*.log 2>&1 || { cat _build/failed/$*.log; echo "$< failed: read _build/failed/$(@F)"; exit 1; }
 	@mv _build/failed/$(@F) $@
 
 # From the executed copies, nothing executed again; a warning is an error.

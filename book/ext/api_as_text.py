@@ -4,16 +4,23 @@ import pkgutil
 
 import adatsq
 
+SECTION = """
+## {name}
+
+```{{eval-rst}}
+.. automodule:: {name}
+   :members:
+   :ignore-module-all:
+```
+"""
+
 
 def list_modules(app, docname, source):
     """Replace MODULES in book/api.md by one section per module: the page can not fall behind the package."""
     if docname == "book/api":
-        names = [m.name for m in pkgutil.walk_packages(adatsq.__path__, "adatsq.") if "._" not in m.name]
-        sections = [
-            f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n"
-            for name in sorted(names)
-        ]
-        source[0] = source[0].replace("MODULES", "\n".join(sections))
+        below = [m.name for m in pkgutil.walk_packages(adatsq.__path__, "adatsq.") if "._" not in m.name]
+        sections = [SECTION.format(name=name) for name in ["adatsq", *sorted(below)]]
+        source[0] = source[0].replace("MODULES", "".join(sections))
 
 
 def as_text(app, what, name, obj, options, lines):
