@@ -9,10 +9,14 @@ SVDQuant.
 import inspect
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 from torch import nn
 
@@ -85,7 +89,8 @@ def load_pipeline(
             f"no folder {str(model)!r}: give a pipeline's folder or its hub name (owner/name)"
         )
     try:
-        pipe = DiffusionPipeline.from_pretrained(str(model), dtype=torch_dtype)
+        with without_bars() if folder.is_dir() else nullcontext():
+            pipe = DiffusionPipeline.from_pretrained(str(model), dtype=torch_dtype)
     except Exception as error:  # diffusers, the hub client and safetensors each raise their own
         if folder.is_dir():
             raise ValueError(f"{folder} is not a complete diffusers pipeline: {error}") from error
@@ -96,6 +101,19 @@ def load_pipeline(
 def _may_be_hub_name(model: str) -> bool:
     """owner/name, unless the owner is a folder here: then a mistyped path is meant, not the hub."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) is not None and not Path(model).parent.is_dir()
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Local files load in no time: without the progress bars that diffusers and transformers draw."""
+    drawing = [m for m in (diffusers.utils.logging, transformers.logging) if m.is_progress_bar_enabled()]
+    for library in drawing:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in drawing:
+            library.enable_progress_bar()
 
 
 def sampling(pipe: DiffusionPipeline) -> dict:
