@@ -1,0 +1,260 @@
+"""Saving a quantized pipeline as a folder, and loading it again: packed integers in safetensors, all else in
+JSON.
+
+    model_index.json, vae/, text_encoder/, scheduler/, ...   as diffusers saves them
+    transformer/config.json, transformer/quantized.safetensors
+    adatsq.json     format version, sha256 of the weights, what each quantized layer is, the applied policy
+    sampling.json   the model's call settings, if it has some
+
+A folder is written under a temporary name and renamed when it is complete.
+"""
+
+import hashlib
+import importlib
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import torch
+from accelerate import init_empty_weights
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from adatsq.linear import QuantLinear, check_finite
+from adatsq.models import QUANTIZED_FILE, SAMPLING_FILE, sampling, without_bars
+from adatsq.packing import narrow, pack, unpack
+from adatsq.policy import Policy, apply
+
+FORMAT_VERSION = 1
+WEIGHTS_FILE = "transformer/quantized.safetensors"
+
+
+def save(pipe: DiffusionPipeline, folder: str | Path) -> pd.DataFrame:
+    """Write the quantized pipeline, with the policy applied to it if there is one; returns
+    `size_report(folder)`.
+
+    A folder that `save` wrote before is replaced, once the new one is complete. Raises ValueError if the
+    pipeline is not quantized, FileExistsError if the folder holds anything else, OSError if it cannot be
+    written (a full disk, say); nothing has changed then.
+    """
+    folder = Path(os.path.abspath(folder))
+    if not _quantized_layers(pipe.transformer):
+        raise ValueError("this pipeline is not quantized: use pipe.save_pretrained, or quantize it first")
+    if (
+        folder.exists()
+        and not (folder / QUANTIZED_FILE).exists()
+        and (folder.is_file() or any(folder.iterdir()))
+    ):
+        raise FileExistsError(f"{folder} holds something else than a quantized pipeline: choose another name")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        (partial / "transformer").mkdir(parents=True)
+        with without_bars():
+            _write(pipe, partial)
+        _replace(partial, folder)
+    except (OSError, SafetensorError) as error:
+        free = shutil.disk_usage(partial.parent).free / 2**20 if partial.parent.exists() else 0
+        raise OSError(
+            f"could not save to {folder} ({free:.0f} MB free), nothing was written: {error}"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return size_report(folder)
+
+
+def _write(pipe: DiffusionPipeline, folder: Path) -> None:
+    transformer, layers = pipe.transformer, _quantized_layers(pipe.transformer)
+    pipe.save_config(folder)
+    components = {name: c for name, c in pipe.components.items() if name != "transformer" and c is not None}
+    for name, component in components.items():
+        component.save_pretrained(folder / name)
+    transformer.save_config(folder / "transformer")
+    for file in (folder / "model_index.json", *folder.glob("*/config.json")):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)  # where the pipeline was loaded from is nobody's business
+        file.write_text(json.dumps(config, indent=2) + "\n")
+
+    tensors, dtypes = {}, {}
+    for name, tensor in transformer.state_dict().items():
+        layer = layers.get(name.removesuffix(".codes"))
+        tensors[name] = pack(tensor, layer.w_bits) if layer and layer.w_bits < 16 else narrow(tensor)
+        dtypes[name] = _dtype_name(tensor)
+    save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, folder / WEIGHTS_FILE)
+
+    applied = getattr(transformer, "_adatsq_applied", None)
+    before = dict(zip((layer.name for layer in applied.policy.layers), applied.before)) if applied else {}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "pipeline": type(pipe).__name__,
+        "weights": {
+            "bytes": (folder / WEIGHTS_FILE).stat().st_size,
+            "sha256": _sha256(folder / WEIGHTS_FILE),
+        },
+        "layers": {name: _description(layer, before.get(name)) for name, layer in layers.items()},
+        "dtypes": dtypes,
+        "components": {name: _dtype_name(c) for name, c in components.items() if isinstance(c, nn.Module)},
+        "policy": applied.policy.to_dict() if applied else None,
+    }
+    (folder / QUANTIZED_FILE).write_text(json.dumps(manifest, indent=1))
+    if settings := sampling(pipe):
+        (folder / SAMPLING_FILE).write_text(json.dumps(settings))
+
+
+def _description(layer: QuantLinear, a_bits_before_policy: int | None) -> dict:
+    return {
+        "shape": [layer.out_features, layer.in_features],
+        "w_bits": layer.w_bits,
+        "a_bits": layer.a_bits if a_bits_before_policy is None else a_bits_before_policy,
+        "rotation": layer.rotation,
+        "a_clip": layer.a_clip,
+    }
+
+
+def _replace(partial: Path, folder: Path) -> None:
+    """Put `partial` in the place of `folder`, which may exist; put the old one back if that fails."""
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        os.replace(folder, old)
+    try:
+        os.replace(partial, folder)
+    except OSError:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load(folder: str | Path, device: str | torch.device | None = None) -> DiffusionPipeline:
+    """The pipeline that `save` wrote, its policy applied: the same images to the bit on the same device.
+
+    Raises FileNotFoundError for a missing folder or file, ValueError for a truncated, edited or inconsistent
+    one and for one of a newer format.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    try:
+        transformer = _load_transformer(folder, manifest)
+        dtypes = {name: getattr(torch, dtype) for name, dtype in manifest["components"].items()}
+        with without_bars():
+            pipe = DiffusionPipeline.from_pretrained(str(folder), transformer=transformer, dtype=dtypes)
+        if manifest["policy"] is not None:
+            apply(pipe, Policy.from_dict(manifest["policy"], f"the policy in {folder / QUANTIZED_FILE}"))
+    except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, OSError) as error:
+        raise ValueError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
+    return pipe if device is None else pipe.to(device)
+
+
+def _read_manifest(folder: Path) -> dict:
+    """adatsq.json, after a check of its version and of the weights file's size and sha256."""
+    for file in (folder / QUANTIZED_FILE, folder / WEIGHTS_FILE):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{folder} is no saved quantized pipeline: it has no {file.relative_to(folder)}"
+            )
+    try:
+        manifest = json.loads((folder / QUANTIZED_FILE).read_text())
+        version, expected = manifest["format_version"], manifest["weights"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / QUANTIZED_FILE} is damaged: {error}") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{folder} has format_version {version!r}, this adatsq reads {FORMAT_VERSION}: update it"
+        )
+    size = (folder / WEIGHTS_FILE).stat().st_size
+    if size != expected["bytes"]:
+        raise ValueError(
+            f"{folder / WEIGHTS_FILE} has {size} bytes instead of {expected['bytes']}: copy it again"
+        )
+    if _sha256(folder / WEIGHTS_FILE) != expected["sha256"]:
+        raise ValueError(
+            f"{folder / WEIGHTS_FILE} was edited or damaged: its sha256 is not {expected['sha256']}"
+        )
+    return manifest
+
+
+def _load_transformer(folder: Path, manifest: dict) -> nn.Module:
+    library, name = json.loads((folder / "model_index.json").read_text())["transformer"]
+    model = getattr(importlib.import_module(library), name)
+    with init_empty_weights():
+        transformer = model.from_config(model.load_config(folder / "transformer"))
+
+    tensors = load_file(folder / WEIGHTS_FILE)
+    for name, layer in manifest["layers"].items():
+        linear = transformer.get_submodule(name)
+        if layer["shape"] != [linear.out_features, linear.in_features]:
+            raise ValueError(
+                f"{folder} is damaged: {name} has shape {layer['shape']} in {QUANTIZED_FILE}, but "
+                f"{[linear.out_features, linear.in_features]} in the transformer's config"
+            )
+        if layer["w_bits"] < 16:
+            tensors[f"{name}.codes"] = unpack(
+                tensors[f"{name}.codes"], layer["w_bits"], tuple(layer["shape"])
+            )
+    tensors = {name: t.to(getattr(torch, manifest["dtypes"][name])) for name, t in tensors.items()}
+    for name, layer in manifest["layers"].items():
+        codes, scale, bias = (tensors.get(f"{name}.{part}") for part in ("codes", "scale", "bias"))
+        options = {key: layer[key] for key in ("w_bits", "a_bits", "rotation", "a_clip")}
+        transformer.set_submodule(name, QuantLinear(codes, scale, bias, **options, name=name))
+    transformer.load_state_dict(tensors, strict=True, assign=True)
+    transformer.register_forward_hook(check_finite)
+    return transformer.eval()
+
+
+def size_report(folder: str | Path) -> pd.DataFrame:
+    """What the parts of a saved folder really take: parameters, bytes, bits per parameter.
+
+    "quantized weights" are packed integers with their scales; the file's other tensors are the "rest".
+    """
+    folder = Path(folder)
+    layers = json.loads((folder / QUANTIZED_FILE).read_text())["layers"]
+    packed = {f"{name}.{part}" for name in layers for part in ("codes", "scale")}
+    tensors = _tensors(folder / WEIGHTS_FILE)
+    rest = [(numel, size) for name, (numel, size) in tensors.items() if name not in packed]
+    shapes = [layer["shape"] for layer in layers.values()]
+    rows = {
+        "transformer: quantized weights": (
+            sum(out * inner for out, inner in shapes),
+            sum(tensors[name][1] for name in packed),
+        ),
+        "transformer: rest": (sum(numel for numel, _ in rest), sum(size for _, size in rest)),
+    }
+    for part in sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "transformer"):
+        files = [file for file in part.rglob("*") if file.is_file()]
+        weights = [t for file in files if file.suffix == ".safetensors" for t in _tensors(file).values()]
+        rows[part.name] = (sum(numel for numel, _ in weights), sum(file.stat().st_size for file in files))
+    table = pd.DataFrame(rows, index=["parameters", "bytes"]).T.rename_axis("part")
+    table.loc["total"] = table.sum()
+    table["bits_per_parameter"] = 8 * table["bytes"] / table["parameters"].where(table["parameters"] > 0)
+    return table
+
+
+def _tensors(file: Path) -> dict[str, tuple[int, int]]:
+    """{name: (numbers, bytes)} from the header of a safetensors file."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    header.pop("__metadata__", None)
+    return {
+        name: (math.prod(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
+def _quantized_layers(transformer: nn.Module) -> dict[str, QuantLinear]:
+    return {name: module for name, module in transformer.named_modules() if isinstance(module, QuantLinear)}
+
+
+def _dtype_name(x: Tensor | nn.Module) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(2**22):
+            digest.update(chunk)
+    return digest.hexdigest()
