@@ -1,5 +1,4 @@
-"""Uniform symmetric integers: x is stored as codes in [-qmax, qmax] and a scale, and read back as codes *
-scale.
+"""Uniform symmetric integers: x is stored as codes in [-qmax, qmax] and a scale; codes * scale is read back.
 
 A scale belongs to a whole tensor, to a row of the last dimension (a weight's output channel, an activation's
 token), or to a group of neighbours within a row. It is a tensor of shape (..., groups) beside x of shape
@@ -13,12 +12,10 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-# Weight scales are rounded to bfloat16 before the codes are chosen, so counting 16 bits for each is the
-# truth.
+# Weight scales are rounded to bfloat16 before the codes are chosen: 16 bits is what each really takes.
 SCALE_BITS = 16
 
-# Where to clip a standard normal variable so that rounding it to b bits makes the least squared error, in
-# sigmas.
+# Where to clip a normal variable, in sigmas, so that rounding it to b bits makes the least squared error.
 NORMAL_CLIP = {2: 1.224, 3: 1.952, 4: 2.474, 5: 2.899, 6: 3.270, 7: 3.607, 8: 3.921}
 
 # Clip ratios that `mse_scale` tries: a 2-bit row of ten thousand normal weights is best clipped at 0.3.
@@ -33,11 +30,10 @@ def qmax(bits: int) -> int:
 
 
 def absmax_scale(x: Tensor, bits: int, granularity: str | int = "row", clip: float = 1.0) -> Tensor:
-    """float32 scale that puts clip * max|x| on the grid's last point; granularity is "tensor", "row" or a
-    group size.
+    """float32 scale that puts clip * max|x| on the grid's last point.
 
-    A part that is all zeros gets scale 1, so that its codes are 0; NaN and infinity stay visible in the
-    scale.
+    granularity: "tensor", "row" (of the last dimension) or a group size. A part that is all zeros gets scale
+    1, so that its codes are 0; NaN and infinity stay visible in the scale.
     """
     if granularity == "tensor":
         largest = x.abs().amax().reshape([1] * x.ndim)
@@ -50,8 +46,7 @@ def absmax_scale(x: Tensor, bits: int, granularity: str | int = "row", clip: flo
 
 
 def weight_scale(weight: Tensor, bits: int, group_size: int | None = None, clip: str | float = 1.0) -> Tensor:
-    """Scale (out, groups) of a weight (out, in), rounded to 16 bits: one per output channel, or per group of
-    inputs.
+    """Scale (out, groups) of a weight (out, in), rounded to 16 bits: per output channel or group of inputs.
 
     clip is a ratio (1.0: absmax), or "mse" for the ratio in CLIP_GRID that suits each row or group best.
     Raises FloatingPointError if the weight has NaN or infinite values.

@@ -9,8 +9,8 @@ from adatsq.rotation import rotate
 
 
 class QuantLinear(nn.Module):
-    """y = s_x (Q(x R / s_x)) (codes * scale)^T + bias, with s_x dynamic per token and Q the `a_bits` integer
-    grid.
+    """y = s_x Q(x R / s_x) (codes * scale)^T + bias, with s_x found per token, Q rounding to `a_bits`
+    integers.
 
     codes: (out, in), int8 codes of W R, or W R itself as it is when w_bits is 16;
     scale: (out, groups), float32 values that fit 16 bits;

@@ -2,8 +2,7 @@
 
 A diffusion transformer keeps its blocks in `nn.ModuleList`s that are direct children of the model (Flux has
 `transformer_blocks` and `single_transformer_blocks`). Linears inside the blocks are quantised; everything
-around them (embedders, time and text projections, the last norm and projection) stays in 16 bit, as in
-SVDQuant.
+around them (embedders, time and text projections, the last norm and projection) stays in 16 bit.
 """
 
 import inspect

@@ -7,15 +7,14 @@ from adatsq.integer import qmax
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """int8 codes of any shape -> uint8 (bits, ceil(n / 8)): bit i of byte j in plane k is bit k of code 8j +
-    i.
+    """int8 codes of any shape -> uint8 planes (bits, ceil(n / 8)), the codes shifted by qmax to be unsigned.
 
-    Codes are shifted by qmax to be unsigned. ValueError if one does not fit the grid.
+    Bit i of byte j in plane k is bit k of code 8j + i. ValueError if one does not fit the grid.
     """
     q = qmax(bits)
     if codes.numel() and (codes.max() > q or codes.min() < -q):
         raise ValueError(f"codes from {codes.min()} to {codes.max()} do not fit {bits} bits, [-{q}, {q}]")
-    unsigned = (codes.flatten() + q).to(torch.uint8)
+    unsigned = (codes.flatten().to(torch.int16) + q).to(torch.uint8)
     unsigned = torch.nn.functional.pad(unsigned, (0, -unsigned.numel() % 8)).view(-1, 8)
     place = torch.arange(8, dtype=torch.uint8, device=codes.device)
     planes = [((unsigned >> k & 1) << place).sum(dim=1, dtype=torch.uint8) for k in range(bits)]

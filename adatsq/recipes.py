@@ -90,14 +90,16 @@ def quantize(
     w_bits, a_bits: 2..8 or 16 (left as they are); a_bits is w_bits if not given. At 16 and 16 nothing is
     rotated, and the pipeline computes exactly what it did.
     clip: weight scales by a search for the least squared error, activation scales as suits Gaussian rows;
-    else absmax. group_size: inputs of a block linear that share a weight scale, None for the whole output
-    channel. modulation_bits: of adaLN weights; by default 4, or w_bits if that is more.
+    else absmax.
+    group_size: inputs of a block linear that share a weight scale, None for the whole output channel.
+    modulation_bits: of adaLN weights; by default 4, or w_bits if that is more.
     blocks_per_pass: Hessians of so many blocks are held at once (None: all). It changes memory and time, not
     the result: all layers are calibrated on full-precision inputs, and nothing is replaced before the last is
     done.
 
     Raises ValueError for a pipeline that is quantized already, bits outside 2..8 and 16, an unknown solver,
-    "gptq" without a trace, and what `hessians` and `gptq` raise; the pipeline is then as it was.
+    "gptq" without a trace, "rtn" with an alpha, and what `hessians` and `gptq` raise; the pipeline is then as
+    it was.
     """
     a_bits = w_bits if a_bits is None else a_bits
     modulation_bits = max(4, w_bits) if modulation_bits is None else modulation_bits
@@ -114,6 +116,8 @@ def quantize(
         raise ValueError(
             "the gptq solver needs a trace to calibrate on: trace = adatsq.record(pipe, prompts)"
         )
+    if solver == "rtn" and alpha is not None:
+        raise ValueError("the rtn solver rounds each weight alone and cannot use alpha: choose solver='gptq'")
     rotation = rotation and min(w_bits, a_bits) < 16
 
     def replacement(layer: Layer, hessian: Tensor | None) -> QuantLinear:

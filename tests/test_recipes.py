@@ -157,6 +157,7 @@ def test_bad_requests_name_the_value_and_change_nothing(tiny_pipe, trace, alpha)
         (dict(w_bits=4, modulation_bits=0), "from 2 to 8, got 0"),
         (dict(solver="magic"), "solver must be 'gptq' or 'rtn', got 'magic'"),
         (dict(solver="gptq"), "needs a trace"),
+        (dict(solver="rtn", alpha=alpha), "cannot use alpha"),
         (dict(trace=trace, alpha=alpha.iloc[:2]), "alpha has 2 timesteps"),
         (dict(trace=trace, group_size=20), "group size 20 does not divide rows of 32"),
     ]
