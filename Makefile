@@ -50,6 +50,7 @@ _build/src/notebooks/%.ipynb: notebooks/%.ipynb $(CODE) | $(ENV)
 
 # From the executed copies, nothing executed again; a warning is an error.
 $(SITE)/index.html: $(EXECUTED) $(BOOK) $(CODE) | $(ENV)
+	@rm -f $(filter-out $(EXECUTED),$(wildcard _build/src/notebooks/*.ipynb))
 	@mkdir -p _build/src && rm -rf _build/src/book && cp -r book _build/src/book
 	$(PY) -m jupyter book build _build/src --config book/_config.yml --toc book/_toc.yml --path-output _build/jb -W --keep-going -n --all
 	@rm -rf $(SITE) && cp -r _build/jb/_build/html $(SITE)

@@ -1,6 +1,7 @@
-"""Sphinx: list every module of adatsq on one page, docstrings shown as they are written."""
+"""Sphinx: list every module of adatsq on one page, docstrings taken as plain text."""
 
 import pkgutil
+import re
 
 import adatsq
 
@@ -24,9 +25,22 @@ def list_modules(app, docname, source):
 
 
 def as_text(app, what, name, obj, options, lines):
-    """Our docstrings are plain text with equations in them, not reStructuredText: keep every character."""
-    if any(lines):
-        lines[:] = [".. code-block:: text", "", *("   " + line for line in lines), ""]
+    """Docstrings are plain text, not reStructuredText: paragraphs flow, what is laid out stays as it is."""
+    out = []
+    for block in "\n".join(lines).strip().split("\n\n"):
+        if re.search(r"(?m)^( |- |\* |>>> )", block):
+            out += [".. code-block:: text", "", *("   " + line for line in block.splitlines()), ""]
+        else:
+            out += [paragraph(block), ""]
+    lines[:] = out
+
+
+def paragraph(text):
+    """One line of reStructuredText: `code` becomes literal, every other special character is escaped."""
+    parts = " ".join(text.split()).split("`")
+    plain = [re.sub(r"([\\*_|:<>\[\]])", r"\\\1", part) for part in parts[::2]]
+    code = [f"\\ ``{part}``\\ " for part in parts[1::2]]
+    return "".join(p + c for p, c in zip(plain, code + [""] * len(plain)))
 
 
 def setup(app):
