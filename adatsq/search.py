@@ -1,0 +1,232 @@
+"""Pareto-aware search of a timestep-dynamic bit policy (arXiv:2602.09883), along the denoising trajectory.
+
+From the first timestep to the last, each of M kept paths is extended by each candidate of that timestep; of
+the M |C_t| new paths, each a point (average bits, accumulated error), the non-dominated ones stay, and of
+these the M nearest the origin. A path is a quantised trajectory: its latents carry the error made so far.
+"""
+
+import copy
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from adatsq.candidates import SHARES, Options, every_step, reachable_to
+from adatsq.fisher import Fisher
+from adatsq.pareto import hypervolume, nearest_origin, non_dominated
+from adatsq.policy import Policy, act_layers
+from adatsq.trace import Trace, step, velocity
+
+MOST_PATHS = 10_000  # that `brute_force` agrees to enumerate
+
+
+@dataclass(frozen=True)
+class FrontPath:
+    """A complete path: its policy, its average bits, and its error accumulated over all timesteps."""
+
+    policy: Policy
+    average_bits: float
+    error: float
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """front: non-dominated complete paths by rising bits. evaluated: a row per extension (step, path, parent,
+    candidate, average_bits so far, error so far, kept). lowest: average bits of the cheapest candidates.
+    """
+
+    front: list[FrontPath]
+    evaluated: pd.DataFrame
+    lowest: float
+    seconds: float
+
+    def pick(self, budget: float, judge: Callable[[Policy], float] | None = None) -> Policy:
+        """The policy with the least error among those of at most `budget` average bits.
+
+        judge: a final end-to-end check instead, Policy -> score, the highest wins. ValueError if none fits.
+        """
+        within = [path for path in self.front if path.average_bits <= budget + 1e-9]
+        if not within:
+            least = min(path.average_bits for path in self.front)
+            raise ValueError(
+                f"no path within {budget} bits: the cheapest of this front takes {least:.4g}, the cheapest "
+                f"candidates average {self.lowest:.4g}. Search with budget={budget}, or with lower shares"
+            )
+        if judge is None:
+            return min(within, key=lambda path: path.error).policy
+        return max((path.policy for path in within), key=judge)
+
+
+def beam_search(
+    pipe: DiffusionPipeline,
+    trace: Trace,
+    fisher: Fisher,
+    beam: int = 4,
+    shares: dict[str, Sequence[float]] = SHARES[3],
+    a_bits: Sequence[int] = (3, 4, 8),
+    budget: float | None = None,
+    images: Sequence[int] | None = None,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> SearchResult:
+    """The search on a pipeline with quantised weights, against the full-precision trace. beam = 1 is greedy.
+
+    budget: average bits to end at; then a path must be able to end within one candidate's step below it.
+    images: which of the trace's images to follow, by default the first four.
+    batch_size: images per call of the transformer, which serves several paths at once; with batch_size =
+    len(images) each call is the very call that the pipeline will make, and errors repeat bit for bit.
+    ValueError for a budget below the cheapest candidates, an unquantised pipeline, or another model's.
+    """
+    if beam < 1:
+        raise ValueError(f"beam is {beam}, it must be at least 1")
+    options = every_step(trace, fisher, shares, a_bits)
+    reachable = reachable_to(options, budget)
+
+    def select(t: int, points: np.ndarray) -> np.ndarray:
+        kept = np.flatnonzero(reachable(t, points[:, 0]))
+        kept = kept[non_dominated(points[kept])]
+        return kept if t == len(options) - 1 else kept[nearest_origin(points[kept], beam)]
+
+    return _search(pipe, trace, options, select, images, batch_size, progress)
+
+
+def brute_force(
+    pipe: DiffusionPipeline,
+    trace: Trace,
+    fisher: Fisher,
+    shares: dict[str, Sequence[float]] = SHARES[3],
+    a_bits: Sequence[int] = (3, 4, 8),
+    images: Sequence[int] | None = None,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> SearchResult:
+    """The true frontier, by following every path: |C|^T of them, so for a few steps (3^4 = 81)."""
+    options = every_step(trace, fisher, shares, a_bits)
+    paths = int(np.prod([float(len(option)) for option in options]))
+    if paths > MOST_PATHS:
+        raise ValueError(f"{len(options)} steps have {paths:.2g} paths, over {MOST_PATHS}: use beam_search")
+    return _search(pipe, trace, options, lambda t, p: np.arange(len(p)), images, batch_size, progress)
+
+
+def hypervolume_share(result: SearchResult, truth: SearchResult) -> float:
+    """Share of the area under the true front (of `brute_force`) that the result's front dominates as well.
+
+    The area ends a tenth of the range beyond the worst complete path on either axis.
+    """
+    complete = truth.evaluated[truth.evaluated.step == truth.evaluated.step.max()]
+    points = complete[["average_bits", "error"]].to_numpy()
+    reference = points.max(0) + 0.1 * np.ptp(points, axis=0)
+    areas = [
+        hypervolume([(path.average_bits, path.error) for path in r.front], reference) for r in (result, truth)
+    ]
+    return areas[0] / areas[1]
+
+
+@dataclass
+class _Path:
+    """A trajectory under way: the latents it is at, its scheduler, its choices and its error so far."""
+
+    latents: Tensor
+    scheduler: object
+    chosen: list[str]
+    bits: list[np.ndarray]
+    error: float
+    number: int  # row of `evaluated`
+
+    @property
+    def average_bits(self) -> float:
+        return float(np.mean(self.bits))
+
+
+def _search(
+    pipe: DiffusionPipeline,
+    trace: Trace,
+    options: Options,
+    select: Callable[[int, np.ndarray], np.ndarray],
+    images: Sequence[int] | None,
+    batch_size: int,
+    progress: bool,
+) -> SearchResult:
+    """Extend every path by every candidate, let `select` keep some, and go on to the next timestep."""
+    images = list(range(min(4, len(trace))) if images is None else images)
+    transformer = pipe.transformer
+    trace.check(pipe)
+    Policy.of(trace, 16).check(pipe)
+    if hasattr(transformer, "_adatsq_policy"):
+        raise ValueError("the policy applied to this pipeline would overrule the search: remove it first")
+    modules = [transformer.get_submodule(layer.name) for layer in act_layers(trace)]
+    before, started = [module.a_bits for module in modules], time.perf_counter()
+
+    start = trace.latents[0][images].to(transformer.device, trace.dtype)
+    paths, rows = [_Path(start, trace.scheduler, [], [], 0.0, -1)], []
+    try:
+        with torch.inference_mode():
+            for t in tqdm(range(len(options)), desc="search", unit="step", disable=not progress):
+                extensions = _extend(transformer, modules, trace, t, paths, options[t], images, batch_size)
+                points = np.array([(path.average_bits, path.error) for path in extensions])
+                kept = select(t, points)
+                for i, path in enumerate(extensions):
+                    parent, path.number = path.number, len(rows)
+                    rows.append([t, path.number, parent, path.chosen[-1], *points[i], False])
+                for i in kept:
+                    rows[extensions[i].number][-1] = True
+                paths = [extensions[i] for i in kept]
+    finally:
+        for module, a_bits in zip(modules, before):
+            module.a_bits = a_bits
+
+    columns = ["step", "path", "parent", "candidate", "average_bits", "error", "kept"]
+    front = itertools.compress(paths, non_dominated([(path.average_bits, path.error) for path in paths]))
+    return SearchResult(
+        front=[
+            FrontPath(Policy.of(trace, np.array(p.bits)), p.average_bits, p.error, tuple(p.chosen))
+            for p in sorted(front, key=lambda path: path.average_bits)
+        ],
+        evaluated=pd.DataFrame(rows, columns=columns),
+        lowest=float(np.mean([min(bits.mean() for bits in option.values()) for option in options])),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _extend(
+    transformer: torch.nn.Module,
+    modules: list[torch.nn.Module],
+    trace: Trace,
+    t: int,
+    paths: list[_Path],
+    option: dict[str, np.ndarray],
+    images: list[int],
+    batch_size: int,
+) -> list[_Path]:
+    """Every path taken one step further by every candidate; a call serves as many paths as a batch holds."""
+    reference = trace.latents[t + 1][images].to(transformer.device, torch.float64)
+    together = max(1, batch_size // len(images))
+    extensions, errors = [], []
+    for name, bits in option.items():
+        for module, a_bits in zip(modules, bits.tolist()):
+            module.a_bits = a_bits
+        for first in range(0, len(paths), together):
+            parents = paths[first : first + together]
+            latents = torch.cat([path.latents for path in parents])
+            v = velocity(transformer, trace, t, latents, images * len(parents))
+            for path, v_path in zip(parents, v.split(len(images))):
+                scheduler = copy.deepcopy(path.scheduler)
+                after = step(scheduler, v_path, t, path.latents)
+                errors.append((after.double() - reference).square().mean())
+                extensions.append(
+                    _Path(after, scheduler, [*path.chosen, name], [*path.bits, bits], path.error, path.number)
+                )
+    errors = torch.stack(errors).tolist()  # the only wait for the device in a step
+    for path, error in zip(extensions, errors):
+        path.error += error
+        if not np.isfinite(path.error):
+            raise FloatingPointError(f"candidate {path.chosen[-1]!r} gives NaN or infinity at step {t}")
+    return extensions

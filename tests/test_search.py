@@ -1,0 +1,294 @@
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import build_tiny_pipe
+
+from adatsq import candidates as ca
+from adatsq import search as se
+from adatsq.fisher import temporal_fisher
+from adatsq.pareto import nearest_origin, non_dominated
+from adatsq.policy import Policy, act_layers, apply
+from adatsq.recipes import quantize
+from adatsq.trace import record
+
+PROMPTS = ["a red circle", "two blue stars"]
+
+
+@pytest.fixture(scope="module")
+def run():
+    """(quantized pipeline, trace, fisher) of a 4-step run; tests leave them as they are."""
+    pipe = build_tiny_pipe()
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"height": 32, "width": 32, "max_sequence_length": 16, "guidance_scale": 3.5}
+    trace = record(pipe, PROMPTS, num_inference_steps=4, progress=False, **settings)
+    fisher = temporal_fisher(pipe, trace, progress=False)
+    return quantize(pipe, w_bits=4, a_bits=5, solver="rtn"), trace, fisher
+
+
+@pytest.fixture(scope="module")
+def truth(run):
+    return se.brute_force(*run, progress=False)
+
+
+def points(result):
+    return np.array([(path.average_bits, path.error) for path in result.front])
+
+
+def trajectory_error(pipe, trace, policy):
+    """Run the real pipeline under the policy and add up the squared distances to the recorded latents."""
+    errors = []
+
+    def compare(pipe, i, t, state):
+        errors.append((state["latents"].double() - trace.latents[i + 1]).square().mean().item())
+        return {}
+
+    applied = apply(pipe, policy)
+    generators = [torch.Generator().manual_seed(seed) for seed in trace.seeds]
+    pipe(trace.prompts, generator=generators, callback_on_step_end=compare, **trace.settings)
+    applied.remove()
+    return sum(errors)
+
+
+# Candidates
+
+
+def test_candidates_by_hand():
+    information = pd.Series([5.0, 1.0, 9.0, 2.0, 4.0, 3.0, 0.5, 0.1, 0.2, 0.3])
+    found = ca.candidates(information, ca.SHARES[3])
+    assert found["high"].tolist() == [8, 3, 8, 3, 4, 4, 3, 3, 3, 3]
+    assert found["mid"].tolist() == [4, 3, 8, 3, 3, 3, 3, 3, 3, 3]
+    assert found["low"].tolist() == [3] * 10
+
+
+@pytest.mark.parametrize("base, averages", [(3, [4.2, 3.6, 3.0]), (4, [4.2, 4.0, 3.8])])
+def test_presets_average_what_they_say(base, averages):
+    found = ca.candidates(pd.Series(np.arange(100.0)), ca.SHARES[base])
+    assert [bits.mean() for bits in found.values()] == pytest.approx(averages)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 7, 34, 101])
+def test_more_information_never_gets_fewer_bits(layers):
+    information = pd.Series(np.random.default_rng(layers).random(layers))
+    shares = {**ca.SHARES[3], **{f"{name}4": share for name, share in ca.SHARES[4].items()}}
+    found = ca.candidates(information, shares)
+    for bits in found.values():
+        assert (np.diff(bits[np.argsort(information)]) >= 0).all() and set(bits) <= {3, 4, 8}
+    assert len({tuple(bits) for bits in found.values()}) == len(found)  # none is evaluated twice
+
+
+def test_other_bits_and_more_candidates_are_only_other_lists():
+    shares = {"a": (0.5, 0.5), "b": (0.25, 0.75), "c": (1.0, 0.0), "d": (0.0, 1.0)}
+    found = ca.candidates(pd.Series([1.0, 2.0, 3.0, 4.0]), shares, a_bits=(6, 2))
+    assert [bits.tolist() for bits in found.values()] == [
+        [2, 2, 6, 6],
+        [2, 2, 2, 6],
+        [6, 6, 6, 6],
+        [2, 2, 2, 2],
+    ]
+
+
+@pytest.mark.parametrize("share", [(0.5, 0.5), (0.5, 0.6, -0.1), (0.5, 0.2, 0.2)])
+def test_shares_that_do_not_fit_are_refused(share):
+    with pytest.raises(ValueError, match="candidate 'odd' are"):
+        ca.candidates(pd.Series([1.0, 2.0]), {"odd": share})
+    with pytest.raises(ValueError, match="empty"):
+        ca.candidates(pd.Series([1.0, 2.0]), {})
+
+
+# Brute force is the truth
+
+
+def test_brute_force_follows_all_81_paths(run, truth):
+    complete = truth.evaluated[truth.evaluated.step == 3]
+    assert len(complete) == 81 and len(truth.evaluated) == 3 + 9 + 27 + 81
+    everything = complete[["average_bits", "error"]].to_numpy()
+    front = everything[non_dominated(everything)]
+    assert sorted(map(tuple, front)) == list(map(tuple, points(truth)))
+    assert len(truth.front) > 2
+
+
+def test_each_error_is_that_of_the_real_pipeline_bit_for_bit(run):
+    pipe, trace, fisher = run
+    result = se.beam_search(pipe, trace, fisher, batch_size=2, progress=False)
+    for path in result.front:
+        assert path.error == trajectory_error(pipe, trace, path.policy)
+        assert path.average_bits == path.policy.average
+
+
+def test_serving_several_paths_per_call_changes_only_rounding(run):
+    pipe, trace, fisher = run
+    alone = se.brute_force(pipe, trace, fisher, batch_size=1, progress=False)
+    together = se.brute_force(pipe, trace, fisher, batch_size=64, progress=False)
+    np.testing.assert_allclose(together.evaluated.error, alone.evaluated.error, rtol=0.05)
+    assert (together.evaluated.average_bits == alone.evaluated.average_bits).all()
+
+
+def test_errors_of_the_tree_are_errors_of_its_policies(run, truth):
+    """Pick some of the 81 at random, rebuild their policies from the table, and run them."""
+    pipe, trace, fisher = run
+    options = ca.every_step(trace, fisher, ca.SHARES[3])
+    table = truth.evaluated.set_index("path")
+    for path in np.random.default_rng(0).choice(table.index[table.step == 3], 5, replace=False):
+        bits, at = [], path
+        while at >= 0:
+            row = table.loc[at]
+            bits.insert(0, options[int(row.step)][row.candidate])
+            at = row.parent
+        policy = Policy.of(trace, np.array(bits))
+        assert policy.average == pytest.approx(table.average_bits[path])
+        assert trajectory_error(pipe, trace, policy) == pytest.approx(table.error[path], rel=0.05)
+
+
+# The beam
+
+
+def test_a_wide_beam_loses_little(run, truth):
+    """Only Pareto pruning on the way is left. It may drop a path that would recover later, so the front
+    need not be the whole truth; but all that it keeps are some of the 81 paths, with the same errors.
+    """
+    result = se.beam_search(*run, beam=1000, progress=False)
+    every = {tuple(p) for p in truth.evaluated[["average_bits", "error"]].round(9).to_numpy()}
+    assert {tuple(p) for p in result.evaluated[["average_bits", "error"]].round(9).to_numpy()} <= every
+    assert se.hypervolume_share(result, truth) > 0.97
+
+
+def test_share_of_the_true_front(run, truth):
+    """The distance to the origin drops the ends of the front, which a wider beam or a budget brings back."""
+    beams = [se.beam_search(*run, beam=beam, progress=False) for beam in (1, 4, 8)]
+    shares = [se.hypervolume_share(result, truth) for result in beams]
+    assert 0.5 < shares[0] < shares[1] < shares[2] <= 1
+    assert shares[1] > 0.8 and se.hypervolume_share(truth, truth) == 1
+
+
+@pytest.mark.parametrize("budget", [3.1, 3.6, 4.0])
+def test_at_a_budget_the_beam_comes_near_the_best_path(run, truth, budget):
+    result = se.beam_search(*run, budget=budget, progress=False)
+    best = min(path.error for path in truth.front if path.average_bits <= budget)
+    assert min(path.error for path in result.front) < 1.1 * best
+
+
+@pytest.mark.parametrize("beam", [1, 2, 4])
+def test_each_step_keeps_what_the_paper_keeps(run, beam):
+    """Replay every selection from the table of evaluated paths."""
+    result = se.beam_search(*run, beam=beam, progress=False)
+    for step, rows in result.evaluated.groupby("step"):
+        at = rows[["average_bits", "error"]].to_numpy()
+        front = np.flatnonzero(non_dominated(at))
+        expected = front if step == 3 else front[nearest_origin(at[front], beam)]
+        assert set(rows.path[rows.kept]) == set(rows.path.iloc[expected])
+        assert step == 3 or rows.kept.sum() <= beam
+        if step > 0:
+            before = result.evaluated[result.evaluated.step == step - 1]
+            assert set(rows.parent) == set(before.path[before.kept])  # each kept path was extended
+            assert (rows.groupby("parent").size() == 3).all()  # by each candidate, once
+    if beam == 1:
+        assert len(result.evaluated) == 3 * 4  # greedy
+
+
+@pytest.mark.parametrize("budget", [3.1, 3.4, 3.6, 4.0, 4.1, 8.0])
+def test_paths_that_miss_the_budget_are_dropped_and_others_end_at_it(run, budget):
+    pipe, trace, fisher = run
+    averages = [[b.mean() for b in option.values()] for option in ca.every_step(trace, fisher, ca.SHARES[3])]
+    low, high = np.array([min(a) for a in averages]), np.array([max(a) for a in averages])
+    result = se.beam_search(pipe, trace, fisher, beam=2, budget=budget, progress=False)
+    widest = (high - low).max() / 4
+    kept = result.evaluated[result.evaluated.kept]
+    for row in kept.itertuples():
+        spent = row.average_bits * (row.step + 1)
+        assert (spent + low[row.step + 1 :].sum()) / 4 <= budget + 1e-9
+        assert (spent + high[row.step + 1 :].sum()) / 4 >= min(budget, high.mean()) - widest - 1e-9
+    for path in result.front:
+        assert min(budget, high.mean()) - widest - 1e-9 <= path.average_bits <= budget + 1e-9
+    assert result.pick(budget).average <= budget
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_some_path_can_always_end_at_the_budget(seed):
+    """Whatever the candidates, random walks among reachable paths never come to a dead end."""
+    rng = np.random.default_rng(seed)
+    options = [{str(i): rng.integers(2, 9, 5) for i in range(rng.integers(1, 4))} for _ in range(6)]
+    averages = [[bits.mean() for bits in option.values()] for option in options]
+    cheapest = np.mean([min(a) for a in averages])
+    budget = rng.uniform(cheapest, 8)
+    reachable, spent = ca.reachable_to(options, budget), 0.0
+    for t, choices in enumerate(averages):
+        allowed = [a for a in choices if reachable(t, np.array([(spent + a) / (t + 1)]))[0]]
+        assert allowed
+        spent += rng.choice(allowed)
+    assert spent / 6 <= budget + 1e-9
+
+
+def test_an_impossible_budget_names_both_numbers(run):
+    with pytest.raises(ValueError, match="budget 2.5 is below the cheapest candidates, which average 3 bits"):
+        se.beam_search(*run, budget=2.5)
+
+
+def test_pick(run, truth):
+    errors = {path.error for path in truth.front if path.average_bits <= 3.6}
+    best = truth.pick(3.6)
+    assert best.average <= 3.6
+    assert next(path.error for path in truth.front if path.policy is best) == min(errors)
+    cheapest = truth.pick(3.6, judge=lambda policy: -policy.average)
+    assert cheapest.average == min(path.average_bits for path in truth.front)
+    with pytest.raises(ValueError, match="no path within 2.9 bits: .* takes 3, .* average 3. "):
+        truth.pick(2.9)
+
+
+def test_the_pipeline_is_left_as_it_was(run, monkeypatch):
+    pipe, trace, fisher = run
+    modules = [pipe.transformer.get_submodule(layer.name) for layer in act_layers(trace)]
+    scheduler = copy.deepcopy(trace.scheduler.__dict__)
+    se.beam_search(pipe, trace, fisher, beam=1, progress=False)
+    assert {module.a_bits for module in modules} == {5}
+    assert trace.scheduler._step_index == scheduler["_step_index"]
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(modules[3], "forward", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            se.beam_search(pipe, trace, fisher, beam=1, progress=False)
+    assert {module.a_bits for module in modules} == {5}
+
+
+def test_only_some_images_are_followed(run):
+    pipe, trace, fisher = run
+    one = se.beam_search(pipe, trace, fisher, beam=1, images=[1], batch_size=1, progress=False)
+    alone = trace.subset([1])
+    path = one.front[0]
+    assert path.error == trajectory_error(pipe, alone, path.policy)
+
+
+def test_nothing_is_copied_but_schedulers(run, monkeypatch):
+    copied = []
+
+    def noted(x):
+        copied.append(type(x).__name__)
+        return copy.deepcopy(x)
+
+    monkeypatch.setattr(se, "copy", SimpleNamespace(deepcopy=noted))
+    se.beam_search(*run, beam=1, progress=False)
+    assert copied == ["FlowMatchEulerDiscreteScheduler"] * 12
+
+
+def test_bad_input_is_named(run):
+    pipe, trace, fisher = run
+    with pytest.raises(ValueError, match="beam is 0"):
+        se.beam_search(pipe, trace, fisher, beam=0)
+    with pytest.raises(ValueError, match="1 at 4 timesteps, the trace of .* at 3|at 4 timesteps"):
+        se.beam_search(pipe, se.Trace(**{**vars(trace), "timesteps": trace.timesteps[:3]}), fisher)
+    with pytest.raises(ValueError, match="34 of the policy's 34 layers are not quantized"):
+        se.beam_search(build_tiny_pipe(), trace, fisher)
+    with pytest.raises(ValueError, match="the pipeline holds"):
+        se.beam_search(build_tiny_pipe(seed=1), trace, fisher)
+    applied = apply(pipe, Policy.of(trace, 4))
+    with pytest.raises(ValueError, match="would overrule the search"):
+        se.beam_search(pipe, trace, fisher)
+    applied.remove()
+    with pytest.raises(ValueError, match=r"4 steps have 1e\+04 paths|over 10000: use beam_search"):
+        se.brute_force(pipe, trace, fisher, shares={f"{i}": (i / 11, 0.0, 1 - i / 11) for i in range(11)})
