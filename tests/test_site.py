@@ -132,8 +132,8 @@ def tab(browser):
 @each_page
 def test_page_opens_without_complaint(page, tab):
     tab.goto(page.as_uri(), wait_until="load")
-    tab.wait_for_timeout(300)
-    assert tab.locator("mjx-merror").count() == 0, "an equation MathJax can not read"
+    tab.evaluate("async () => { if (window.MathJax) await MathJax.startup.promise }")
+    assert tab.locator("[data-mml-node=merror]").count() == 0, "an equation MathJax can not read"
 
 
 @in_browser
