@@ -123,7 +123,8 @@ def hypervolume_share(result: SearchResult, truth: SearchResult) -> float:
     """
     complete = truth.evaluated[truth.evaluated.step == truth.evaluated.step.max()]
     points = complete[["average_bits", "error"]].to_numpy()
-    reference = points.max(0) + 0.1 * np.ptp(points, axis=0)
+    span = np.ptp(points, axis=0)
+    reference = points.max(0) + 0.1 * np.where(span > 0, span, 1.0)
     areas = [
         hypervolume([(path.average_bits, path.error) for path in r.front], reference) for r in (result, truth)
     ]

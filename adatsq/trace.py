@@ -27,7 +27,7 @@ from adatsq.models import Layer, block_names, quantizable, sampling
 OURS = {"prompt", "generator", "latents", "num_images_per_prompt", "output_type", "callback_on_step_end"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trace:
     """A run of T steps for N images; tensors are on the CPU.
 
@@ -153,7 +153,9 @@ def record(
         raise ValueError(f"num_inference_steps is {settings['num_inference_steps']}, it must be at least 1")
 
     starts = range(0, len(prompts), batch_size)
-    with tqdm(desc="record", unit="step", disable=not progress) as bar, _quiet(pipe):
+    steps = settings.get("num_inference_steps")  # unknown if it is the pipeline's default
+    total = None if steps is None else steps * len(starts)
+    with tqdm(desc="record", unit="step", total=total, disable=not progress) as bar, _quiet(pipe):
         return join([_run(pipe, prompts[i : i + batch_size], seed + i, settings, bar.update) for i in starts])
 
 
