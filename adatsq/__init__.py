@@ -1,3 +1,45 @@
-"""AdaTSQ, read and rebuilt: how much precision a diffusion transformer needs, at which timestep, in which layer."""
+"""AdaTSQ (arXiv:2602.09883): post-training quantization of diffusion transformers along denoising time.
+
+    record -> temporal_fisher -> quantize -> beam_search -> pick -> apply -> pipe(prompt) as always
+
+Everything a notebook needs is imported from here; `adatsq.world` (the shapes world of the mini models), `adatsq.evaluate`
+and `adatsq.plots` are separate rooms.
+"""
+
+from adatsq.candidates import SHARES, candidates
+from adatsq.fisher import Fisher, temporal_fisher
+from adatsq.io import load, save, size_report
+from adatsq.models import load_pipeline, quantizable, sampling
+from adatsq.policy import Policy, apply
+from adatsq.recipes import adatsq_weights, hadamard, hadamard_gptq, quantize, rtn, summary
+from adatsq.search import SearchResult, beam_search, brute_force, hypervolume_share
+from adatsq.trace import Trace, record
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "SHARES",
+    "Fisher",
+    "Policy",
+    "SearchResult",
+    "Trace",
+    "adatsq_weights",
+    "apply",
+    "beam_search",
+    "brute_force",
+    "candidates",
+    "hadamard",
+    "hadamard_gptq",
+    "hypervolume_share",
+    "load",
+    "load_pipeline",
+    "quantizable",
+    "quantize",
+    "record",
+    "rtn",
+    "sampling",
+    "save",
+    "size_report",
+    "summary",
+    "temporal_fisher",
+]
