@@ -23,7 +23,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHONS = ("3.10", "3.11", "3.12")
 # Import name -> distribution, where they differ.
-DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "IPython": "ipykernel", "tomli": "pytest"}
+DISTRIBUTION = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "IPython": "ipykernel",
+    "myst_nb": "jupyter-book",
+    "tomli": "pytest",
+}
 
 
 def requirements() -> list[Requirement]:
