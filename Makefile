@@ -49,7 +49,7 @@ _build/src/notebooks/%.ipynb: notebooks/%.ipynb $(CODE) | $(ENV)
 	@echo "Executing $<"
 	@$(PY) -m papermill $< _build/failed/$(@F) --kernel python3 --cwd notebooks --no-progress-bar --execution-timeout 900 \
 		> _build/failed/$*.log 2>&1 || { cat _build/failed/$*.log; echo "$< failed: read _build/failed/$(@F)"; exit 1; }
-	@mv _build/failed/$(@F) $@
+	@mv _build/failed/$(@F) $@ && rm _build/failed/$*.log
 
 # From the executed copies, nothing executed again; a warning is an error.
 $(SITE)/index.html: $(EXECUTED) $(BOOK) $(CODE) | $(ENV)
@@ -70,7 +70,7 @@ lab: $(ENV)
 	$(PY) -m jupyter lab --notebook-dir=notebooks
 
 strip: $(ENV)
-	$(PY) -m nbstripout --extra-keys "metadata.papermill cell.metadata.papermill metadata.widgets" $(NOTEBOOKS)
+	$(PY) -m nbstripout --extra-keys "metadata.papermill cell.metadata.papermill metadata.widgets metadata.language_info.version" $(NOTEBOOKS)
 
 format: $(ENV)
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
