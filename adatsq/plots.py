@@ -1,0 +1,279 @@
+"""Figures: each function draws what it is given on matplotlib axes and returns them. It computes nothing.
+
+One colour means one method in every figure, one shade one bit-width.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from adatsq.policy import BITS, Policy
+from adatsq.search import SearchResult
+
+# Okabe and Ito's colours and a grey, a brown and a violet: apart also for eyes with two kinds of cones.
+METHOD_COLORS = {
+    "fp": "#000000",
+    "rtn": "#666666",
+    "hadamard": "#56B4E9",
+    "hadamard+gptq": "#0072B2",
+    "adatsq-weights": "#E69F00",
+    "adatsq": "#D55E00",
+    "smoothquant": "#F0E442",
+    "quarot": "#009E73",
+    "vidit-q": "#783018",
+    "svdquant": "#CC79A7",
+    "q-dit": "#6A1FD0",
+}
+# Activation bits from light (few) to dark (many), so that the order survives in grey.
+BIT_COLORS = dict(zip(BITS, plt.get_cmap("YlGnBu")(np.linspace(0.04, 1, len(BITS)))))
+BLOCKS = {"transformer_blocks": "double", "single_transformer_blocks": "single"}  # Flux's own words
+INK = "#333333"
+INCHES_PER_ROW = 0.135  # of a heat map with one readable label per layer
+
+
+def style() -> None:
+    """Set matplotlib's defaults: white ground, no box, small print that stays readable on a page."""
+    plt.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "figure.figsize": (7.0, 3.6),
+            "figure.constrained_layout.use": True,
+            "savefig.bbox": "tight",
+            "font.size": 9,
+            "axes.titlesize": 10,
+            "axes.titlelocation": "left",
+            "axes.titleweight": "bold",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": INK,
+            "axes.labelcolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "legend.frameon": False,
+            "image.interpolation": "nearest",
+        }
+    )
+
+
+def layer_label(name: str) -> str:
+    """transformer_blocks.0.attn.to_q -> "double 0 attn.to_q"; lists of other models keep their own name."""
+    block, number, *rest = name.split(".")
+    return " ".join([BLOCKS.get(block, block.rstrip("s")), number, ".".join(rest)]).rstrip()
+
+
+def heatmap(
+    values: pd.DataFrame,
+    title: str = "",
+    label: str = "",
+    log: bool = False,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    cmap: str = "cividis",
+    each_layer: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """values, index `timestep` and columns `layer`: time from left to right, layers from top to bottom.
+
+    label: of the colour bar, with the unit. each_layer: write every layer's name, else the blocks' names.
+    """
+    ax = ax or _map_axes(values, each_layer)
+    norm = LogNorm(vmin, vmax) if log else plt.Normalize(vmin, vmax)
+    image = ax.imshow(values.to_numpy().T, aspect="auto", cmap=cmap, norm=norm, interpolation="nearest")
+    ax.figure.colorbar(image, ax=ax, label=label, pad=0.02, fraction=0.04)
+    _label_map(ax, values, title, each_layer)
+    return ax
+
+
+def policy_heatmap(policy: Policy, title: str = "", each_layer: bool = False, ax: Axes | None = None) -> Axes:
+    """The activation bits of a policy, timestep x layer, with the share of each width in the legend."""
+    table = policy.table()
+    ax = ax or _map_axes(table, each_layer)
+    index = table.map(BITS.index).to_numpy()
+    colors = ListedColormap([BIT_COLORS[bits] for bits in BITS])
+    norm = BoundaryNorm(np.arange(len(BITS) + 1) - 0.5, len(BITS))
+    ax.imshow(index.T, aspect="auto", cmap=colors, norm=norm, interpolation="nearest")
+    shares = pd.Series(policy.bits.ravel()).value_counts(normalize=True).sort_index()
+    handles = [
+        Patch(facecolor=BIT_COLORS[bits], edgecolor=INK, linewidth=0.4, label=f"{bits} bit, {share:.0%}")
+        for bits, share in shares.items()
+    ]
+    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    _label_map(ax, table, title or f"Activation bits: {policy.average:.2f} on average", each_layer)
+    return ax
+
+
+def _map_axes(table: pd.DataFrame, each_layer: bool) -> Axes:
+    height = 1.0 + INCHES_PER_ROW * table.shape[1] if each_layer else 3.6
+    return plt.subplots(figsize=(7.0, height))[1]
+
+
+def _label_map(ax: Axes, table: pd.DataFrame, title: str, each_layer: bool) -> None:
+    names = [str(name) for name in table.columns]
+    blocks = [".".join(name.split(".")[:2]) for name in names]
+    starts = [i for i, block in enumerate(blocks) if i == 0 or block != blocks[i - 1]]
+    if each_layer:
+        ax.set_yticks(range(len(names)), [layer_label(name) for name in names], fontsize=6)
+    else:
+        ends = [*starts[1:], len(names)]
+        middles = [(start + end - 1) / 2 for start, end in zip(starts, ends)]
+        ax.set_yticks(middles, [layer_label(blocks[start]) for start in starts])
+    for start in starts[1:]:
+        ax.axhline(start - 0.5, color="white", linewidth=0.8)
+    steps = np.unique(np.linspace(0, len(table) - 1, min(len(table), 8)).round().astype(int))
+    ax.set_xticks(steps, [f"{table.index[i]:.3g}" for i in steps])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set(title=title, xlabel="timestep, from noise to image")
+
+
+def lines(
+    table: pd.DataFrame,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    colors: dict[str, str] | None = None,
+    log: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """A line per column over the index (a timestep axis runs from noise to image), its name at its end.
+
+    Columns that are methods get their colour; `colors` names others.
+    """
+    ax = ax or plt.subplots()[1]
+    known, order = {**METHOD_COLORS, **(colors or {})}, plt.get_cmap("cividis")
+    labels = []
+    for i, name in enumerate(table.columns):
+        color = known.get(name, order(i / max(1, table.shape[1] - 1)))
+        (line,) = ax.plot(table.index, table[name], color=color, marker="o", markersize=2.5, linewidth=1.6)
+        labels.append((line, str(name)))
+    if log:
+        ax.set_yscale("log")
+    if table.index[0] > table.index[-1]:
+        ax.invert_xaxis()
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    _label_ends(ax, labels)
+    return ax
+
+
+def _label_ends(ax: Axes, labels: list[tuple[plt.Line2D, str]]) -> None:
+    """Each line's name right of its last point, moved apart where two would overlap."""
+    pixel = ax.figure.dpi / 72
+    ends = [ax.transData.transform(line.get_xydata()[-1]) for line, _ in labels]
+    free = -np.inf
+    for i in sorted(range(len(ends)), key=lambda i: ends[i][1]):
+        height = max(ends[i][1], free)
+        free = height + 10 * pixel
+        line, name = labels[i]
+        ax.annotate(
+            name,
+            line.get_xydata()[-1],
+            xytext=(6, (height - ends[i][1]) / pixel),
+            textcoords="offset points",
+            color=line.get_color(),
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def front(
+    result: SearchResult,
+    label: str = "front",
+    color: str = METHOD_COLORS["adatsq"],
+    evaluated: bool = True,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """The front of a search as a staircase (less is better on both axes), and all complete paths it tried."""
+    ax = ax or plt.subplots()[1]
+    if evaluated:
+        rows = result.evaluated[result.evaluated.step == result.evaluated.step.max()]
+        ax.scatter(rows.average_bits, rows.error, s=9, color="#BBBBBB", linewidth=0, label="complete paths")
+    bits, error = np.array([(path.average_bits, path.error) for path in result.front]).T
+    ax.step(bits, error, where="post", color=color, linewidth=1.2)
+    ax.scatter(bits, error, s=22, color=color, label=label, zorder=3)
+    ax.set(title=title, xlabel="average activation bits", ylabel="accumulated squared error of the latents")
+    ax.legend()
+    return ax
+
+
+def bars(
+    scores: pd.DataFrame,
+    title: str = "",
+    ylabel: str = "",
+    zero: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """Bars with intervals. scores: rows with method, metric, value, ci_low, ci_high; a group per metric.
+
+    A method that is no key of METHOD_COLORS is coloured as its first word is ("adatsq 3.1 bits" as adatsq).
+    zero: draw a line at zero, for differences.
+    """
+    ax = ax or plt.subplots()[1]
+    metrics, methods = list(dict.fromkeys(scores.metric)), list(dict.fromkeys(scores.method))
+    width = 0.8 / len(methods)
+    for i, method in enumerate(methods):
+        rows = scores[scores.method == method].set_index("metric").reindex(metrics)
+        x = np.arange(len(metrics)) + (i - (len(methods) - 1) / 2) * width
+        ax.bar(x, rows.value, width * 0.92, color=method_color(method), label=method)
+        spread = np.abs(
+            rows[["ci_low", "ci_high"]].to_numpy(dtype=float).T - rows.value.to_numpy(dtype=float)
+        )
+        ax.errorbar(x, rows.value, spread, fmt="none", ecolor=INK, elinewidth=0.9, capsize=1.5)
+    ax.set_xticks(range(len(metrics)), [str(metric).replace("_", "\n") for metric in metrics])
+    ax.tick_params(axis="x", length=0)
+    if zero:
+        ax.axhline(0, color=INK, linewidth=0.8)
+    ax.set(title=title, ylabel=ylabel)
+    ax.yaxis.set_major_locator(MaxNLocator(6))
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    return ax
+
+
+def method_color(method: str) -> str:
+    """The colour of a method, whatever else its label says after a space."""
+    found = METHOD_COLORS.get(method) or METHOD_COLORS.get(method.split()[0])
+    if found is None:
+        raise ValueError(f"no colour for method {method!r}; known: {', '.join(METHOD_COLORS)}")
+    return found
+
+
+def image_grid(
+    images: Sequence[Sequence[np.ndarray]],
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+    captions: Sequence[Sequence[str]] | None = None,
+    title: str = "",
+    size: float = 1.15,
+) -> Figure:
+    """images[row][column], each (H, W, 3) uint8 or float in [0, 1], edge to edge, pixels left as pixels.
+
+    captions[row][column] is written below an image, such as its score. size: inches per image.
+    """
+    rows, columns = len(images), max(len(row) for row in images)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(size * columns + 1.0, (size + (0.18 if captions else 0)) * rows + 0.4),
+        squeeze=False,
+    )
+    for i, j in np.ndindex(rows, columns):
+        ax = axes[i, j]
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+        if j < len(images[i]):
+            ax.imshow(images[i][j], interpolation="nearest")
+            if captions is not None:
+                ax.set_xlabel(captions[i][j], fontsize=7, labelpad=2)
+        if column_labels is not None and i == 0:
+            ax.set_title(column_labels[j], fontsize=8, loc="center", fontweight="normal")
+        if row_labels is not None and j == 0:
+            ax.set_ylabel(row_labels[i], rotation=0, ha="right", va="center", fontsize=8)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return figure
