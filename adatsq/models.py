@@ -70,9 +70,12 @@ def quantizable(transformer: nn.Module) -> list[Layer]:
 
 
 def load_pipeline(
-    model: str | Path, torch_dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    model: str | Path, torch_dtype: torch.dtype = torch.float32, device: str | torch.device | None = None
 ) -> DiffusionPipeline:
     """Load a diffusers pipeline from a local folder or by its hub name, e.g. "black-forest-labs/FLUX.1-dev".
+
+    All of it gets one dtype: left to themselves, diffusers' models load in float32, and transformers' text
+    encoders in the dtype of their file, and then do not fit together.
 
     Raises FileNotFoundError if there is neither such a folder nor such a hub name, ValueError if the folder
     is there but holds no complete pipeline.

@@ -49,6 +49,13 @@ def test_load_pipeline_and_its_sampling(tiny_folder, tiny_images):
     assert tiny_images(pipe).shape == (1, 32, 32, 3)
 
 
+def test_a_folder_in_bfloat16_loads_in_float32_throughout(tiny_folder, tmp_path, tiny_images):
+    models.load_pipeline(tiny_folder, torch_dtype=torch.bfloat16).save_pretrained(tmp_path)
+    pipe = models.load_pipeline(tmp_path)
+    assert {m.dtype for m in pipe.components.values() if isinstance(m, nn.Module)} == {torch.float32}
+    tiny_images(pipe)
+
+
 @pytest.mark.parametrize("name", ["no/such/folder", "./missing", "tests/missing", "flux", "owner/name"])
 def test_unknown_model_is_one_clear_error(name):
     with pytest.raises(FileNotFoundError, match=name.replace(".", r"\.")):
