@@ -80,14 +80,13 @@ def sweep(
     else:
         found = [one(*setting) for setting in settings]
     layers = [layer.name for layer in act_layers(trace)]
-    sensitivity = fisher.values[layers]
     return {
         "format_version": FORMAT_VERSION,
         "name": Path(model).name,
         "model": trace.model,
         "timesteps": [float(f"{t:.4g}") for t in trace.timesteps],
         "layers": layers,
-        "fisher": [[float(f"{v:.3g}") for v in row] for row in (sensitivity / sensitivity.mean()).to_numpy()],
+        "fisher": [[float(f"{v:.3g}") for v in row] for row in fisher.values[layers].to_numpy()],
         "prompts": [
             {"text": text, "seed": seed, "image": _png(image)}
             for text, seed, image in zip(prompts, seeds, reference)
