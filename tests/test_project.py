@@ -29,6 +29,7 @@ DISTRIBUTION = {
     "IPython": "ipykernel",
     "myst_nb": "jupyter-book",
     "tomli": "pytest",
+    "traitlets": "ipywidgets",
 }
 
 
