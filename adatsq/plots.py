@@ -3,6 +3,7 @@
 One colour means one method in every figure, one shade one bit-width.
 """
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -126,7 +127,9 @@ def _label_map(ax: Axes, table: pd.DataFrame, title: str, each_layer: bool) -> N
         ax.set_yticks(middles, [layer_label(blocks[start]) for start in starts])
     for start in starts[1:]:
         ax.axhline(start - 0.5, color="white", linewidth=0.8)
-    steps = np.unique(np.linspace(0, len(table) - 1, min(len(table), 8)).round().astype(int))
+    steps = np.unique(
+        np.linspace(0, len(table) - 1, len(table) if len(table) <= 12 else 8).round().astype(int)
+    )
     ax.set_xticks(steps, [f"{table.index[i]:.3g}" for i in steps])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -144,13 +147,13 @@ def lines(
 ) -> Axes:
     """A line per column over the index (a timestep axis runs from noise to image), its name at its end.
 
-    Columns that are methods get their colour; `colors` names others.
+    A column that is a method, or starts with one ("rtn W4A4"), has its colour; `colors` names others.
     """
     ax = ax or plt.subplots()[1]
-    known, order = {**METHOD_COLORS, **(colors or {})}, plt.get_cmap("cividis")
-    labels = []
+    colors, shades, labels = colors or {}, plt.get_cmap("cividis"), []
     for i, name in enumerate(table.columns):
-        color = known.get(name, order(i / max(1, table.shape[1] - 1)))
+        other = shades(i / max(1, table.shape[1] - 1))
+        color = colors.get(name) or METHOD_COLORS.get(str(name).split()[0], other)
         (line,) = ax.plot(table.index, table[name], color=color, marker="o", markersize=2.5, linewidth=1.6)
         labels.append((line, str(name)))
     if log:
@@ -212,7 +215,7 @@ def bars(
 ) -> Axes:
     """Bars with intervals. scores: rows with method, metric, value, ci_low, ci_high; a group per metric.
 
-    A method that is no key of METHOD_COLORS is coloured as its first word is ("adatsq 3.1 bits" as adatsq).
+    A method's colour is that of its first word: "adatsq 3.1 bits" has adatsq's.
     zero: draw a line at zero, for differences.
     """
     ax = ax or plt.subplots()[1]
@@ -250,19 +253,17 @@ def image_grid(
     column_labels: Sequence[str] | None = None,
     captions: Sequence[Sequence[str]] | None = None,
     title: str = "",
-    size: float = 1.15,
+    size: float = 1.1,
 ) -> Figure:
-    """images[row][column], each (H, W, 3) uint8 or float in [0, 1], edge to edge, pixels left as pixels.
+    """images[row][column], each (H, W, 3) uint8 or float in [0, 1]; pixels stay pixels.
 
     captions[row][column] is written below an image, such as its score. size: inches per image.
     """
     rows, columns = len(images), max(len(row) for row in images)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(size * columns + 1.0, (size + (0.18 if captions else 0)) * rows + 0.4),
-        squeeze=False,
-    )
+    below = 0.2 if captions is not None else 0.05
+    shape = (size * columns + 1.2, (size + below) * rows + 0.7)
+    figure, axes = plt.subplots(rows, columns, figsize=shape, squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.01, wspace=0.02, hspace=0.0)
     for i, j in np.ndindex(rows, columns):
         ax = axes[i, j]
         ax.set(xticks=[], yticks=[])
@@ -272,8 +273,10 @@ def image_grid(
             if captions is not None:
                 ax.set_xlabel(captions[i][j], fontsize=7, labelpad=2)
         if column_labels is not None and i == 0:
-            ax.set_title(column_labels[j], fontsize=8, loc="center", fontweight="normal")
+            text = textwrap.fill(column_labels[j], int(15 * size))
+            ax.set_title(text, fontsize=8, loc="center", fontweight="normal", pad=4)
         if row_labels is not None and j == 0:
             ax.set_ylabel(row_labels[i], rotation=0, ha="right", va="center", fontsize=8)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure
