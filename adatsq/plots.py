@@ -235,7 +235,8 @@ def bars(
         ax.axhline(0, color=INK, linewidth=0.8)
     ax.set(title=title, ylabel=ylabel)
     ax.yaxis.set_major_locator(MaxNLocator(6))
-    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    if len(methods) > 1:
+        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return ax
 
 
