@@ -2,11 +2,11 @@
 
     record -> temporal_fisher -> quantize -> beam_search -> pick -> apply -> pipe(prompt) as always
 
-Everything a notebook needs is imported from here; `adatsq.world` (the shapes world of the mini models), `adatsq.evaluate`
-and `adatsq.plots` are separate rooms.
+Everything a notebook needs is imported from here; `adatsq.world` (the shapes world of the mini models),
+`adatsq.evaluate` and `adatsq.plots` are separate rooms.
 """
 
-from adatsq.candidates import SHARES, candidates
+from adatsq.candidates import SHARES
 from adatsq.fisher import Fisher, temporal_fisher
 from adatsq.io import load, save, size_report
 from adatsq.models import load_pipeline, quantizable, sampling
@@ -27,7 +27,6 @@ __all__ = [
     "apply",
     "beam_search",
     "brute_force",
-    "candidates",
     "hadamard",
     "hadamard_gptq",
     "hypervolume_share",

@@ -17,6 +17,16 @@ SHARES = {
     4: {"high": (0.1, 0.7, 0.2), "mid": (0.05, 0.75, 0.2), "low": (0.0, 0.8, 0.2)},
 }
 
+# Rounding noise falls with the square of the step: from 3 to 4 bits it loses 1 - (3/7)^2 = 82%, and
+# from 4 to 8 most of the little that is left. So this ladder gives all layers 4 bits before any gets 8.
+LADDER = {
+    "all 3": (0.0, 0.0, 1.0),
+    "a fifth 4": (0.0, 0.2, 0.8),
+    "half 4": (0.0, 0.5, 0.5),
+    "all 4": (0.0, 1.0, 0.0),
+    "a tenth 8": (0.1, 0.9, 0.0),
+}
+
 Options = list[dict[str, np.ndarray]]  # per timestep, its named candidates, each bits (L,)
 
 

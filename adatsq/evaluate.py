@@ -1,7 +1,8 @@
 """Generate, judge, compare: pictures in, tidy rows with intervals out.
 
-Every method draws the same prompts from the same seeds, so methods are compared picture by picture. Pictures of one prompt
-are alike, so the bootstrap draws prompts, not pictures, within each category (a clustered, stratified, paired bootstrap).
+Every method draws the same prompts from the same seeds, so methods are compared picture by picture.
+Pictures of one prompt are alike, so the bootstrap draws prompts, not pictures, within each category (a
+clustered, stratified, paired bootstrap).
 """
 
 from collections.abc import Sequence
@@ -26,10 +27,10 @@ def generate(
     progress: bool = True,
     **call,
 ) -> np.ndarray:
-    """One image per prompt and seed, (N, H, W, 3) uint8, from the pipeline's own call and the model's own settings.
+    """One image per prompt and seed, (N, H, W, 3) uint8, by the pipeline itself with the model's settings.
 
-    Noise comes from a CPU generator per image, so an image does not depend on its batch or on the device. ValueError for
-    no prompt, an empty one, or as many seeds as do not fit.
+    Noise comes from a CPU generator per image, so an image does not depend on its batch or on the device.
+    ValueError for no prompt, an empty one, or as many seeds as do not fit.
     """
     prompts, seeds = list(prompts), list(seeds)
     if not prompts:
@@ -55,7 +56,7 @@ def psnr(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def ssim(images: np.ndarray, reference: np.ndarray, batch_size: int = 256) -> np.ndarray:
-    """Structural similarity of each image to its reference, in [-1, 1] (torchmetrics). Both (N, H, W, 3) uint8."""
+    """Structural similarity of each image to its reference, in [-1, 1]. Both (N, H, W, 3) uint8."""
     _same_shape(images, reference)
     values = []
     for i in range(0, len(images), batch_size):
@@ -69,17 +70,23 @@ def category_scores(passed: np.ndarray, categories: Sequence[str]) -> dict[str, 
 
     passed: (prompts, pictures per prompt) bool.  categories: (prompts,).
     """
-    rows = pd.Series(np.asarray(passed, dtype=float).mean(axis=1)).groupby(list(categories), sort=False).mean()
+    rows = (
+        pd.Series(np.asarray(passed, dtype=float).mean(axis=1)).groupby(list(categories), sort=False).mean()
+    )
     return {**rows.to_dict(), "total": float(rows.mean())}
 
 
 def intervals(
-    values: np.ndarray, categories: Sequence[str], baseline: np.ndarray | None = None, level: float = 0.95, seed: int = 0
+    values: np.ndarray,
+    categories: Sequence[str],
+    baseline: np.ndarray | None = None,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> pd.DataFrame:
-    """Value and bootstrap interval per category and in total; of the paired difference if there is a baseline.
+    """Value and interval per category and in total; of the paired difference if there is a baseline.
 
-    values, baseline: (prompts, pictures per prompt), for the same prompts and seeds. The index holds the categories and
-    "total"; the columns are value, ci_low, ci_high, n (pictures).
+    values, baseline: (prompts, pictures per prompt), for the same prompts and seeds. The index holds the
+    categories and "total"; the columns are value, ci_low, ci_high, n (pictures).
     """
     values = np.asarray(values, dtype=float)
     if baseline is not None:

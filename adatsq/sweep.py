@@ -24,6 +24,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from adatsq.candidates import LADDER
 from adatsq.evaluate import generate, psnr
 from adatsq.files import write_text
 from adatsq.fisher import Fisher, temporal_fisher
@@ -40,15 +41,6 @@ W_BITS = (4, 3)
 TAUS = (0.25, 1.0, math.inf)
 BUDGETS = (3.0, 3.1, 3.2, 3.4, 3.6, 3.8, 4.0, 4.4)
 A_BITS = (3, 4, 8)
-# One ladder of candidates for the whole range: shares of layers at 8, 4 and 3 bits. Noise falls with the
-# square of the step between levels: the fourth bit takes off 1 - (3/7)^2 = 82 % of it, so it comes first.
-SHARES = {
-    "all 3": (0.0, 0.0, 1.0),
-    "a fifth 4": (0.0, 0.2, 0.8),
-    "half 4": (0.0, 0.5, 0.5),
-    "all 4": (0.0, 1.0, 0.0),
-    "a tenth 8": (0.1, 0.9, 0.0),
-}
 SHOWN = ("counting", "colors", "position", "color_attribution")  # a prompt of each
 BEAM, CALIBRATION, SEARCH = 4, 16, 4  # paths kept; pictures for Fisher and Hessians; of these, for the search
 
@@ -120,7 +112,7 @@ def _setting(
     )
     images = range(min(SEARCH, len(trace)))
     search = partial(beam_search, pipe, trace, fisher, a_bits=A_BITS, images=images, progress=False)
-    paths = [path for b in budgets for path in search(beam=BEAM, shares=SHARES, budget=b).front]
+    paths = [path for b in budgets for path in search(beam=BEAM, shares=LADDER, budget=b).front]
     uniform = [
         search(beam=1, shares={"all": np.eye(len(A_BITS))[i]}).front[0] for i in (2, 1)
     ]  # 3 and 4 bits

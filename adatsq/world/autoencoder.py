@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 
-from adatsq.world.render import render
+from adatsq.world.drawing import render
 from adatsq.world.scenes import SIZE, sample_scenes
 
 
@@ -42,8 +42,9 @@ def train_autoencoder(
 ) -> tuple[AutoencoderKL, float]:
     """(autoencoder with shift_factor and scaling_factor set, PSNR in dB on fresh renders).
 
-    Loss: absolute + squared error + a light KL term, so that latents stay smooth but keep all detail. If max_seconds runs
-    out first, the learning rate has fallen to zero by then all the same: it follows the larger of the two progresses.
+    Loss: absolute + squared error + a light KL term, so that latents stay smooth but keep all detail. If
+    max_seconds runs out first, the learning rate has fallen to zero by then all the same: it follows the
+    larger of the two progresses.
     """
     torch.manual_seed(seed)
     generator = torch.Generator(device).manual_seed(seed)
@@ -60,7 +61,11 @@ def train_autoencoder(
             posterior = model.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
             y = model.decode(posterior.sample()).sample
         error = y.float() - x
-        loss = error.abs().mean() + error.square().mean() + kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
+        loss = (
+            error.abs().mean()
+            + error.square().mean()
+            + kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -73,8 +78,10 @@ def train_autoencoder(
 
 
 @torch.no_grad()
-def set_statistics(model: AutoencoderKL, generator: torch.Generator, n: int = 512) -> tuple[AutoencoderKL, float]:
-    """Write the latents' mean and spread into the config (diffusion wants mean 0, deviation 1); the PSNR of n renders."""
+def set_statistics(
+    model: AutoencoderKL, generator: torch.Generator, n: int = 512
+) -> tuple[AutoencoderKL, float]:
+    """Write the latents' mean and spread into the config; also return the PSNR of n renders."""
     x = images(n, generator)
     latents = model.encode(x).latent_dist.mode()
     model.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())

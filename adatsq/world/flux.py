@@ -1,7 +1,8 @@
 """flux-dev-mini: what it is made of, and how its transformer is trained.
 
-1. `train_base`: flow matching (arXiv:2210.02747) on latents of fresh scenes, a tenth of the captions dropped, guidance input 1.
-2. `distill_guidance`: the same network learns to give in one call what classifier-free guidance gives in two, for any
+1. `train_base`: flow matching (arXiv:2210.02747) on latents of fresh scenes, a tenth of the captions
+dropped, guidance input 1. 2. `distill_guidance`: the same network learns to give in one call what
+classifier-free guidance gives in two, for any
    guidance scale at its guidance input (arXiv:2210.03142, as the real Flux-dev).
 """
 
@@ -13,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from tqdm.auto import tqdm
 
-from adatsq.world.render import render
+from adatsq.world.drawing import render
 from adatsq.world.scenes import SIZE, sample_scenes
 from adatsq.world.text import MAX_LENGTH, WIDTH, tokenize
 
@@ -28,7 +29,9 @@ GUIDANCE = (1.0, 5.0)  # the range of scales that distillation covers
 CAPTION_DROPOUT = 0.1
 
 
-def build_transformer(latent_channels: int = 8, layers: int = 2, single_layers: int = 5) -> FluxTransformer2DModel:
+def build_transformer(
+    latent_channels: int = 8, layers: int = 2, single_layers: int = 5
+) -> FluxTransformer2DModel:
     return FluxTransformer2DModel(
         patch_size=1,
         in_channels=4 * latent_channels,
@@ -46,7 +49,12 @@ def build_transformer(latent_channels: int = 8, layers: int = 2, single_layers: 
 def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
     """The real Flux-dev's schedule: its shift grows with the number of image tokens."""
     return FlowMatchEulerDiscreteScheduler(
-        base_image_seq_len=256, max_image_seq_len=4096, base_shift=0.5, max_shift=1.15, shift=3.0, use_dynamic_shifting=True
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
+        base_shift=0.5,
+        max_shift=1.15,
+        shift=3.0,
+        use_dynamic_shifting=True,
     )
 
 
@@ -83,7 +91,7 @@ class Data:
 
 
 def velocity(model, data: Data, x, sigma, caption, guidance) -> torch.Tensor:
-    """One call of the transformer, as FluxPipeline makes it. sigma in [0, 1], guidance the scale, both (B,)."""
+    """One call of the transformer, as FluxPipeline makes it. sigma in [0, 1] and guidance: (B,)."""
     side = SIZE // 8
     ids = FluxPipeline._prepare_latent_image_ids(1, side, side, x.device, x.dtype)
     return model(
@@ -99,7 +107,10 @@ def velocity(model, data: Data, x, sigma, caption, guidance) -> torch.Tensor:
 
 
 def noised(data: Data, batch_size: int):
-    """x_sigma = (1 - sigma) x_0 + sigma noise and its velocity noise - x_0; sigma is logit-normal around the schedule's shift."""
+    """x_sigma = (1 - sigma) x_0 + sigma noise, its velocity noise - x_0, sigma and the captions' rows.
+
+    sigma is logit-normal around the schedule's shift.
+    """
     x0, caption = data.batch(batch_size)
     noise = torch.randn(x0.shape, generator=data.generator, device=x0.device)
     sigma = torch.sigmoid(torch.randn(batch_size, generator=data.generator, device=x0.device) + 0.47)
@@ -130,9 +141,16 @@ def distill_guidance(teacher, data: Data, **options) -> FluxTransformer2DModel:
         x, _, sigma, caption = noised(data, batch_size)
         one = torch.ones_like(sigma)
         with torch.no_grad():
-            both = velocity(teacher, data, *(torch.cat([a, b]) for a, b in ((x, x), (sigma, sigma), (caption, caption * 0), (one, one))))
+            both = velocity(
+                teacher,
+                data,
+                *(torch.cat([a, b]) for a, b in ((x, x), (sigma, sigma), (caption, caption * 0), (one, one))),
+            )
             with_caption, without = both.float().chunk(2)
-        g = torch.rand(batch_size, generator=data.generator, device=x.device) * (GUIDANCE[1] - GUIDANCE[0]) + GUIDANCE[0]
+        g = (
+            torch.rand(batch_size, generator=data.generator, device=x.device) * (GUIDANCE[1] - GUIDANCE[0])
+            + GUIDANCE[0]
+        )
         target = without + g[:, None, None] * (with_caption - without)
         v = velocity(network, data, x, sigma, caption, g)
         return (v.float() - target).square().mean()
@@ -157,9 +175,9 @@ def fit(
 ):
     """Minimise loss(model, batch_size); returns the exponential average of the weights.
 
-    The learning rate warms up, stays, and falls linearly to zero over the last `cooldown` share of the steps or of
-    max_seconds, whichever is further along; cooldown=0 leaves it high for a later run to go on. checkpoint(model) is
-    called with the averaged weights every minute.
+    The learning rate warms up, stays, and falls linearly to zero over the last `cooldown` share of the
+    steps or of max_seconds, whichever is further along; cooldown=0 leaves it high for a later run to go on.
+    checkpoint(model) is called with the averaged weights every minute.
     """
     device = next(model.parameters()).device
     optimizers = build_optimizers(model, lr, optimizer)
@@ -193,13 +211,17 @@ def fit(
             checkpoint(averaged)
             saved = now
     bar.close()
-    print(f"{desc}: {bar.n} steps of {batch_size} in {time.monotonic() - start:.0f} s, loss {smooth.item():.4f}")
+    print(
+        f"{desc}: {bar.n} steps of {batch_size} in {time.monotonic() - start:.0f} s, loss {smooth.item():.4f}"
+    )
     return averaged
 
 
 def build_optimizers(model, lr: float, name: str) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for everything else; or AdamW for all."""
-    inside = [p for n, p in model.named_parameters() if p.ndim == 2 and "transformer_blocks" in n and name == "muon"]
+    inside = [
+        p for n, p in model.named_parameters() if p.ndim == 2 and "transformer_blocks" in n and name == "muon"
+    ]
     ids = {id(p) for p in inside}
     others = [p for p in model.parameters() if id(p) not in ids]
     fused = others[0].is_cuda

@@ -1,11 +1,12 @@
 """Read a picture and say whether it shows what the prompt says. Nothing here is learned.
 
 1. The background of every scene is a linear gradient: fit a plane per channel, refit on what it explains.
-2. Each pixel is a mix of background b and one palette colour c: p = b + alpha (c - b); take the colour that fits best.
-3. Connected regions with alpha > 1/2 are objects (split by colour where two colours touch).
-4. A region's shape is the one whose own drawing, at the region's area and centroid, overlaps it most.
+2. Each pixel is a mix of background b and one palette colour c: p = b + alpha (c - b); take the colour that
+fits best. 3. Connected regions with alpha > 1/2 are objects (split by colour where two colours touch). 4. A
+region's shape is the one whose own drawing, at the region's area and centroid, overlaps it most.
 
-The rules per category are GenEval's (arXiv:2310.11513): at least one object that fits; an exact number for counting.
+The rules per category are GenEval's (arXiv:2310.11513): at least one object that fits; an exact number for
+counting.
 """
 
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from adatsq.world.drawing import coverage
 from adatsq.world.prompts import CATEGORIES, Prompt
-from adatsq.world.render import coverage
 from adatsq.world.scenes import COLORS, SHAPES, SIZE
 
 MIN_AREA = 35.0  # pixels; the smallest object of the world covers about 80
@@ -36,7 +37,7 @@ class Object:
 
 
 class Judge:
-    """Counts passes: `Judge()(images, prompts)` -> (N,) bool. images: (N, 64, 64, 3) uint8 or float in [0, 1]."""
+    """Which pictures pass: `Judge()(images, prompts)` -> (N,) bool. images as for `read_scene`."""
 
     def __call__(self, images: np.ndarray, prompts: list[Prompt]) -> np.ndarray:
         if len(images) != len(prompts):
@@ -124,7 +125,7 @@ def _fit_background(image: np.ndarray) -> np.ndarray:
 
 
 def _unmix(image: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least-squares alpha of each palette colour per pixel; the best colour's alpha (64, 64) and index (64, 64)."""
+    """The best palette colour of each pixel: its least-squares alpha (64, 64) and its index (64, 64)."""
     offset = image - background
     direction = _PALETTE - background[:, :, None, :]  # (64, 64, colours, 3)
     alpha = (offset[:, :, None, :] * direction).sum(-1) / (direction**2).sum(-1)
@@ -153,7 +154,9 @@ def _name_shapes(masks: np.ndarray) -> list[tuple[str, float]]:
     radius = np.sqrt(area[:, None] / _AREA)  # (R, shapes)
     center = centroid[:, None] - radius[..., None] * _OFFSET
     kinds = torch.arange(len(SHAPES)).repeat(len(masks))
-    drawn = coverage(kinds, torch.tensor(center).reshape(-1, 2).float(), torch.tensor(radius).reshape(-1).float())
+    drawn = coverage(
+        kinds, torch.tensor(center).reshape(-1, 2).float(), torch.tensor(radius).reshape(-1).float()
+    )
     drawn = drawn.reshape(len(masks), len(SHAPES), SIZE, SIZE).numpy()
     overlap = np.minimum(drawn, masks[:, None]).sum((2, 3)) / np.maximum(drawn, masks[:, None]).sum((2, 3))
     best = overlap.argmax(1)

@@ -1,10 +1,12 @@
-"""The prompts of the evaluation and of the calibration, which share no pair of shapes and no shape with its colour.
+"""The prompts of the evaluation and of the calibration, which share no pair and no coloured shape.
 
-`python -m adatsq.world.prompts data/prompts` writes both files. The 553 evaluation prompts keep GenEval's proportions
-(80 / 99 / 80 / 94 / 100 / 100); where the world has fewer distinct ones, a prompt repeats and only its seed differs.
+`python -m adatsq.world.prompts data/prompts` writes both files. The 553 evaluation prompts keep GenEval's
+proportions (80 / 99 / 80 / 94 / 100 / 100); where the world has fewer distinct ones, a prompt repeats and
+only its seed differs.
 
-The split is made on what prompts are built from: 6 of the 28 pairs of shapes, 16 of the 64 (colour, shape) and 6 of the 24
-(number, shape) belong to calibration, the others to evaluation, in every category that uses them.
+The split is made on what prompts are built from: 6 of the 28 pairs of shapes, 16 of the 64 (colour, shape)
+and 6 of the 24 (number, shape) belong to calibration, the others to evaluation, in every category that uses
+them.
 """
 
 import itertools
@@ -29,7 +31,7 @@ FILES = ("evaluation.json", "calibration.json")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and what a picture must show. objects: (shape, colour or None) in the order of the sentence."""
+    """A prompt and what a picture must show. objects: (shape, colour or None), as in the sentence."""
 
     text: str
     category: str
@@ -43,7 +45,9 @@ def load_prompts(path: str | Path) -> list[Prompt]:
     """Read one of the files that this module writes."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no prompt file {path}; write it with: python -m adatsq.world.prompts {path.parent}")
+        raise FileNotFoundError(
+            f"no prompt file {path}; write it with: python -m adatsq.world.prompts {path.parent}"
+        )
     rows = json.loads(path.read_text())
     return [Prompt(**{**row, "objects": tuple((s, c) for s, c in row["objects"])}) for row in rows]
 
@@ -58,7 +62,9 @@ def make_prompts(seed: int = 0) -> tuple[list[Prompt], list[Prompt]]:
         evaluation += [pool[i % len(pool)] for i in range(wanted)]
         if category != "single_object":  # has nothing to tell apart: every shape is in the evaluation
             calibration += [_shuffled(rng, _specs(category, *mine))]
-    turns = itertools.zip_longest(*calibration)  # one of each category in turn, so that any prefix is balanced
+    turns = itertools.zip_longest(
+        *calibration
+    )  # one of each category in turn, so that any prefix is balanced
     calibration = [spec for turn in turns for spec in turn if spec is not None]
     return (
         [_prompt(spec, seed=4 * i) for i, spec in enumerate(evaluation)],
@@ -68,7 +74,7 @@ def make_prompts(seed: int = 0) -> tuple[list[Prompt], list[Prompt]]:
 
 def _split(rng):
     """(calibration, evaluation) halves of the pairs, the coloured shapes and the counted shapes."""
-    # a cycle through the first six shapes of the shuffle: every calibration shape has a partner of another shape
+    # a cycle through six shapes: each of them is in two of the pairs
     order = _shuffled(rng, SHAPES)
     kept = {frozenset((order[i], order[(i + 1) % 6])) for i in range(6)}
     hues, shift = list(COLORS), 3
@@ -88,11 +94,17 @@ def _specs(category, pair_ok, tint_ok, count_ok):
     if category == "two_object":
         return [(category, ((a, None), (b, None)), 1, None) for a, b in ordered]
     if category == "counting":
-        return [(category, ((s, None),), n, None) for s, n in itertools.product(SHAPES, NUMBERS) if count_ok((s, n))]
+        return [
+            (category, ((s, None),), n, None)
+            for s, n in itertools.product(SHAPES, NUMBERS)
+            if count_ok((s, n))
+        ]
     if category == "colors":
         return [(category, (t,), 1, None) for t in tinted]
     if category == "position":
-        return [(category, ((a, None), (b, None)), 1, r) for (a, b), r in itertools.product(ordered, RELATIONS)]
+        return [
+            (category, ((a, None), (b, None)), 1, r) for (a, b), r in itertools.product(ordered, RELATIONS)
+        ]
     return [
         (category, (t, u), 1, None)
         for t, u in itertools.permutations(tinted, 2)

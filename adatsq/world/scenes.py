@@ -1,6 +1,7 @@
 """What can be in a picture: shapes, colours, and random scenes that show what a caption says.
 
-A caption is one of six kinds, the categories of GenEval (arXiv:2310.11513), plus two richer kinds that only training uses:
+A caption is one of six kinds, the categories of GenEval (arXiv:2310.11513), plus two richer kinds that only
+training uses:
 
     single_object      "a star"                        color_attribution   "a red star and a blue ring"
     two_object         "a star and a ring"             counting+colors     "three red stars"
@@ -47,9 +48,10 @@ _KIND_SHARES = (0.08, 0.14, 0.16, 0.10, 0.16, 0.16, 0.06, 0.14)  # harder kinds 
 class Scenes:
     """A batch of B scenes of up to K = 4 objects; absent objects have shape -1.
 
-    kind, relation: (B,) int64, indices into KINDS and RELATIONS (-1: none).  shape, color: (B, K) int64, indices into
-    SHAPES and COLORS.  center: (B, K, 2) float32, x and y in pixels.  radius: (B, K) float32, pixels.
-    background: (B, 2, 3) float32 RGB in [0, 1], the two ends of a gradient.  angle: (B,) float32, its direction.
+    kind, relation: (B,) int64, indices into KINDS and RELATIONS (-1: none).  shape, color: (B, K) int64,
+    indices into SHAPES and COLORS.  center: (B, K, 2) float32, x and y in pixels.  radius: (B, K) float32,
+    pixels. background: (B, 2, 3) float32 RGB in [0, 1], the two ends of a gradient.  angle: (B,) float32,
+    its direction.
     """
 
     kind: torch.Tensor
@@ -148,7 +150,7 @@ def _sample_radius(draw: _Draw, count: torch.Tensor) -> torch.Tensor:
 
 
 def _sample_centers(draw, present, radius, relation, rounds: int = 2000):
-    """Places inside the frame, apart from each other, in the asked relation: all scenes that fail are drawn again."""
+    """Places in the frame, apart from each other, in the asked relation; what fails is drawn again."""
     n = len(present)
     center = torch.zeros(n, MAX_OBJECTS, 2, device=draw.device)
     todo = torch.arange(n, device=draw.device)

@@ -1,8 +1,9 @@
 """Small text encoders of the very classes that Flux uses, taught to parse captions, then frozen.
 
-The real Flux gets its text features from a T5 and a CLIP that learned language elsewhere. Ours learn only what captions of
-this world mean: from every position of T5, and from CLIP's pooled output, linear heads must read off the number of objects,
-each one's shape and colour, and the relation. The heads are thrown away; the features stay.
+The real Flux gets its text features from a T5 and a CLIP that learned language elsewhere. Ours learn only
+what captions of this world mean: from every position of T5, and from CLIP's pooled output, linear heads
+must read off the number of objects, each one's shape and colour, and the relation. The heads are thrown
+away; the features stay.
 """
 
 import json
@@ -28,7 +29,7 @@ _FIELDS = {  # what the heads read: name -> number of classes ("+ 1": not mentio
 
 
 def build_tokenizers(captions: list[str]) -> tuple[CLIPTokenizer, T5Tokenizer]:
-    """Real tokenizers whose vocabulary holds each word of the world as one token, and letters for all others."""
+    """Real tokenizers with one token for each word of the world, and letters for all others."""
     words = sorted({w for c in captions for w in c.split()})
     t5_pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
     t5_pieces += [(chr(c), -8.0) for c in range(33, 127)] + [(f"▁{w}", -1.0) for w in words]
@@ -37,7 +38,9 @@ def build_tokenizers(captions: list[str]) -> tuple[CLIPTokenizer, T5Tokenizer]:
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(words, trainers.BpeTrainer(vocab_size=2000, end_of_word_suffix="</w>", show_progress=False))
+    bpe.train_from_iterator(
+        words, trainers.BpeTrainer(vocab_size=2000, end_of_word_suffix="</w>", show_progress=False)
+    )
     merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in _merges(bpe)]
     tokens = alphabet + [a + "</w>" for a in alphabet] + [a + b for a, b in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
@@ -80,8 +83,8 @@ def build_encoders(clip: CLIPTokenizer, t5: T5Tokenizer) -> tuple[CLIPTextModel,
 def tokenize(clip_tokenizer, t5_tokenizer, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids (B, 18) for CLIP and (B, MAX_LENGTH) for T5.
 
-    FluxPipeline pads CLIP's to 77. CLIP's attention is causal and its pooled output is the first end token's, so the
-    padding behind it changes nothing, and training need not pay for it.
+    FluxPipeline pads CLIP's to 77. CLIP's attention is causal and its pooled output is the first end
+    token's, so the padding behind it changes nothing, and training need not pay for it.
     """
     options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
     clip_ids = clip_tokenizer(captions, max_length=MAX_LENGTH + 2, **options).input_ids
@@ -89,7 +92,7 @@ def tokenize(clip_tokenizer, t5_tokenizer, captions: list[str]) -> tuple[torch.T
 
 
 def parse_targets(scenes: Scenes) -> torch.Tensor:
-    """What each caption says, (B, fields) int64, in the order of _FIELDS; what it leaves open is the last class."""
+    """What each caption says, (B, fields) int64, as _FIELDS; the last class is what it leaves open."""
     colored = torch.tensor(["colo" in k for k in KINDS])[scenes.kind]
     counting = torch.tensor([k.startswith("counting") for k in KINDS])[scenes.kind]
     count = (scenes.shape >= 0).sum(1)
@@ -105,13 +108,15 @@ def parse_targets(scenes: Scenes) -> torch.Tensor:
     return torch.stack(columns, 1)
 
 
-def train_text(seed: int = 0, steps: int = 2000, batch_size: int = 512, scenes: int = 40_000, device: str = "cpu"):
-    """(clip, clip_tokenizer, t5, t5_tokenizer, share of unseen captions parsed right); half a minute on a GPU."""
+def train_text(
+    seed: int = 0, steps: int = 2000, batch_size: int = 512, scenes: int = 40_000, device: str = "cpu"
+):
+    """(clip, clip_tokenizer, t5, t5_tokenizer, share of held-out captions parsed right); 45 s on a GPU."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     data = sample_scenes(scenes, generator)
     captions, targets = data.captions(), parse_targets(data).to(device)
-    unseen = set(captions[: scenes // 20])  # captions, not scenes: no sentence of the test is trained on
+    unseen = set(captions[: scenes // 20])  # whole sentences, most of the short ones among them
     train = torch.tensor([i for i, c in enumerate(captions) if c not in unseen], device=device)
     test = torch.arange(scenes // 20, device=device)
     clip_tokenizer, t5_tokenizer = build_tokenizers(captions)
@@ -125,7 +130,9 @@ def train_text(seed: int = 0, steps: int = 2000, batch_size: int = 512, scenes: 
     for _ in tqdm(range(steps), desc="text encoders"):
         rows = train[torch.randint(len(train), (batch_size,), generator=generator).to(device)]
         pooled, tokens = clip(clip_ids[rows]).pooler_output, t5(t5_ids[rows])[0]
-        loss = _parse_loss(heads[0](pooled)[:, None], targets[rows]) + _parse_loss(heads[1](tokens), targets[rows])
+        loss = _parse_loss(heads[0](pooled)[:, None], targets[rows]) + _parse_loss(
+            heads[1](tokens), targets[rows]
+        )
         loss = loss + nn.functional.cross_entropy(word_head(tokens).flatten(0, 1), t5_ids[rows].flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -1,10 +1,12 @@
-"""Train flux-dev-mini from nothing:  python -m adatsq.world.train --work work/flux-dev-mini --out data/models/flux-dev-mini
+"""Train flux-dev-mini from nothing:
 
-Stages, each skipped when its result is already in the work folder, so that a stopped run goes on where it was:
-text encoders, autoencoder, base transformer, guidance distillation, assembly of the FluxPipeline folder, a quick score
-(one picture a prompt, at several guidance scales).
-`--stages` runs only some; `--seconds` bounds the wall-clock time of a stage's training (the learning rate still ends at
-zero unless --cooldown 0, which leaves the base stage to be continued by the next call).
+    python -m adatsq.world.train --work work/flux-dev-mini --out data/models/flux-dev-mini
+
+Stages, each skipped when its result is already in the work folder, so that a stopped run goes on where it
+was: text encoders, autoencoder, base transformer, guidance distillation, assembly of the FluxPipeline
+folder, a quick score (one picture a prompt, at several guidance scales). `--stages` runs only some;
+`--seconds` bounds the wall-clock time of a stage's training (the learning rate still ends at zero unless
+--cooldown 0, which leaves the base stage to be continued by the next call).
 """
 
 import argparse
@@ -28,7 +30,9 @@ STAGES = ("text", "autoencoder", "base", "distill", "assemble", "score")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--out", type=Path, help="pipeline folder that the last stage writes")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
@@ -58,7 +62,12 @@ def run_text(args) -> None:
         return
     clip, clip_tokenizer, t5, t5_tokenizer, right = train_text(args.seed, device=args.device)
     log(args.work, caption_parse=right)
-    parts = {"text_encoder": clip, "tokenizer": clip_tokenizer, "tokenizer_2": t5_tokenizer, "text_encoder_2": t5}
+    parts = {
+        "text_encoder": clip,
+        "tokenizer": clip_tokenizer,
+        "tokenizer_2": t5_tokenizer,
+        "text_encoder_2": t5,
+    }
     for name, part in parts.items():
         part.save_pretrained(args.work / name)
 
@@ -89,7 +98,9 @@ def run_distill(args) -> None:
 def train(args, method, model: FluxTransformer2DModel, path: Path) -> None:
     vae, encoders = load_parts(args.work, args.device)
     seen = json.loads((args.work / "log.json").read_text()).get(f"{path.stem}_scenes", 0)
-    generator = torch.Generator(args.device).manual_seed(args.seed + 1 + seen)  # a continued run sees new scenes
+    generator = torch.Generator(args.device).manual_seed(
+        args.seed + 1 + seen
+    )  # a continued run sees new scenes
     data = flux.Data(vae, encoders, args.scenes, generator, chunk=min(4096, args.scenes))
     print(f"{len(data.latents)} scenes, {len(data.pooled)} captions", flush=True)
     averaged = method(
@@ -127,15 +138,21 @@ def run_assemble(args) -> None:
 
 
 def run_score(args) -> None:
-    pipe = FluxPipeline.from_pretrained(args.out).to(args.device)
+    pipe = FluxPipeline.from_pretrained(args.out, dtype=torch.float32).to(args.device)
     pipe.set_progress_bar_config(disable=True)
     prompts = load_prompts("data/prompts/evaluation.json")
     for guidance in (1.0, 2.0, 3.5, 5.0):
         generators = [torch.Generator("cpu").manual_seed(p.seed) for p in prompts]
         options = {**flux.SAMPLING, "guidance_scale": guidance, "output_type": "np", "generator": generators}
         passed = Judge()(pipe([p.text for p in prompts], **options).images, prompts)
-        share = {c: float(np.mean([ok for ok, p in zip(passed, prompts, strict=True) if p.category == c])) for c in CATEGORIES}
-        log(args.work, **{f"score_guidance_{guidance:g}": {"total": float(np.mean(list(share.values()))), **share}})
+        share = {
+            c: float(np.mean([ok for ok, p in zip(passed, prompts, strict=True) if p.category == c]))
+            for c in CATEGORIES
+        }
+        log(
+            args.work,
+            **{f"score_guidance_{guidance:g}": {"total": float(np.mean(list(share.values()))), **share}},
+        )
 
 
 def load_parts(work: Path, device: str):

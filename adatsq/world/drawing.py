@@ -1,4 +1,4 @@
-"""Draw scenes: each shape is a signed distance in units of its radius, and a pixel's coverage is that distance in pixels."""
+"""Draw scenes: a shape is a signed distance in units of its radius; in pixels, it is a pixel's coverage."""
 
 import math
 
@@ -45,7 +45,8 @@ def _background(scenes: Scenes) -> torch.Tensor:
     return start + weight * (end - start)
 
 
-# Signed distances (negative inside), exact near the edge, for shapes about as large as the unit circle; y grows downwards.
+# Signed distances (negative inside), exact near the edge, of shapes about as large as the unit circle;
+# y grows downwards.
 
 
 def _circle(x, y):
@@ -68,7 +69,7 @@ def _diamond(x, y):
 
 
 def _star(x, y):
-    """Five points: fold the plane into one of ten equal wedges; there the edge is one line from tip to notch."""
+    """Five points: fold the plane into one of ten wedges; there the edge is one line from tip to notch."""
     radius, wedge = torch.hypot(x, y), 2 * math.pi / 5
     angle = torch.remainder(torch.atan2(x, -y) + wedge / 2, wedge) - wedge / 2
     px, py = radius * torch.sin(angle.abs()), radius * torch.cos(angle)

@@ -1,0 +1,83 @@
+"""From pictures' scores to the tidy tables that the book shows:
+
+python -m adatsq.results data/results/flux-dev-mini
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from adatsq.evaluate import intervals
+from adatsq.files import write_text
+
+KEY = ["model", "method", "w_bits", "a_bits"]
+COLUMNS = [*KEY, "metric", "value", "ci_low", "ci_high", "n", "seed", "commit", "device"]
+SEED = 0  # of the bootstrap; the pictures' own seeds are in the prompt file
+
+
+def tidy_tables(name: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read NAME-images.csv and NAME-facts.csv, write and return NAME.csv and NAME-paired.csv."""
+    images, facts = pd.read_csv(f"{name}-images.csv"), pd.read_csv(f"{name}-facts.csv")
+    origin = facts.set_index(KEY)[["commit", "device"]]
+    table = pd.concat([_scores(images, origin), _facts(facts)], ignore_index=True)
+    paired = _paired(images, origin)
+    write_text(f"{name}.csv", table[COLUMNS].to_csv(index=False, float_format="%.6g"))
+    write_text(f"{name}-paired.csv", paired.to_csv(index=False, float_format="%.6g"))
+    return table[COLUMNS], paired
+
+
+def _scores(images: pd.DataFrame, origin: pd.DataFrame) -> pd.DataFrame:
+    """Categories and total from passes; psnr and ssim as the total of theirs. No psnr of fp to itself."""
+    rows = []
+    for key, group in images.groupby(KEY, sort=False):
+        metrics = ["passed"] if key[1] == "fp" else ["passed", "psnr", "ssim"]
+        rows += [_rows(key, origin.loc[key], *_grid(group, metric), metric=metric) for metric in metrics]
+    return pd.concat(rows)
+
+
+def _paired(images: pd.DataFrame, origin: pd.DataFrame) -> pd.DataFrame:
+    """Every method minus fp; those of adatsq also minus all others at the same weight bits."""
+    groups, rows = dict(list(images.groupby(KEY, sort=False))), []
+    for key, group in groups.items():
+        for other, baseline in groups.items():
+            simpler = other[1] == "fp" or (other[2] == key[2] and key[1].startswith("adatsq"))
+            if other == key or not simpler:
+                continue
+            for metric in ["passed"] if other[1] == "fp" else ["passed", "psnr", "ssim"]:
+                (values, categories), (base, _) = _grid(group, metric), _grid(baseline, metric)
+                found = _rows(key, origin.loc[key], values, categories, base, metric)
+                found.insert(2, "baseline", other[1])
+                found.insert(3, "baseline_a_bits", other[3])
+                rows.append(found)
+    return (
+        pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*KEY, "baseline", *COLUMNS[4:]])
+    )
+
+
+def _rows(key, origin, values, categories, baseline=None, metric="passed") -> pd.DataFrame:
+    """Tidy rows of one method: all categories for passes, the total alone for image distances."""
+    found = intervals(values, categories, baseline, seed=SEED).rename_axis("metric").reset_index()
+    if metric != "passed":
+        found = found[found.metric == "total"].assign(metric=metric)
+    return found.assign(**dict(zip(KEY, key)), seed=SEED, commit=origin["commit"], device=origin["device"])[
+        COLUMNS
+    ]
+
+
+def _grid(group: pd.DataFrame, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """(values (prompts, pictures), categories (prompts,))."""
+    group = group.sort_values(["prompt", "picture"])
+    values = group[metric].to_numpy(dtype=float).reshape(group.prompt.nunique(), -1)
+    return values, group[group.picture == 0].category.to_numpy()
+
+
+def _facts(facts: pd.DataFrame) -> pd.DataFrame:
+    """Seconds, bits and bytes, a row each, without intervals."""
+    long = facts.melt([*KEY, "commit", "device"], var_name="metric").dropna(subset="value")
+    return long.assign(ci_low=np.nan, ci_high=np.nan, n=1, seed=SEED)
+
+
+if __name__ == "__main__":
+    tidy_tables(sys.argv[1])
