@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from adatsq.policy import BITS, Policy
 from adatsq.search import SearchResult
@@ -210,13 +209,11 @@ def bars(
     scores: pd.DataFrame,
     title: str = "",
     ylabel: str = "",
-    zero: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
     """Bars with intervals. scores: rows with method, metric, value, ci_low, ci_high; a group per metric.
 
     A method's colour is that of its first word: "adatsq 3.1 bits" has adatsq's.
-    zero: draw a line at zero, for differences.
     """
     ax = ax or plt.subplots()[1]
     metrics, methods = list(dict.fromkeys(scores.metric)), list(dict.fromkeys(scores.method))
@@ -231,12 +228,21 @@ def bars(
         ax.errorbar(x, rows.value, spread, fmt="none", ecolor=INK, elinewidth=0.9, capsize=1.5)
     ax.set_xticks(range(len(metrics)), [str(metric).replace("_", "\n") for metric in metrics])
     ax.tick_params(axis="x", length=0)
-    if zero:
-        ax.axhline(0, color=INK, linewidth=0.8)
     ax.set(title=title, ylabel=ylabel)
-    ax.yaxis.set_major_locator(MaxNLocator(6))
     if len(methods) > 1:
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    return ax
+
+
+def differences(paired: pd.DataFrame, title: str = "", xlabel: str = "", ax: Axes | None = None) -> Axes:
+    """A dot and its interval per row (columns row: its label, method, value, ci_low, ci_high), against zero."""
+    ax = ax or plt.subplots(figsize=(7.0, 0.9 + 0.22 * len(paired)))[1]
+    y = np.arange(len(paired))[::-1]
+    ax.axvline(0, color=INK, linewidth=0.8)
+    ax.hlines(y, paired.ci_low, paired.ci_high, color=INK, linewidth=1.2)
+    ax.scatter(paired.value, y, color=[method_color(method) for method in paired.method], zorder=3)
+    ax.set_yticks(y, paired.row)
+    ax.set(title=title, xlabel=xlabel)
     return ax
 
 
