@@ -16,8 +16,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Parameters that keep a run short, {notebook: {parameter: value}}.
 SMALL = {
     "00_start_here": {},
-    "01_fisher": {},
-    "02_calibration": {},
+    "01_fisher": {"images": 2, "steps": 3, "checked_layers": 4},
+    "02_calibration": {"images": 2, "held_out": 3, "steps": 2, "w_bits": [3]},
     "03_search": {},
     "04_explorer": {},
     "05_flux": {},
