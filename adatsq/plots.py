@@ -3,6 +3,9 @@
 One colour means one method in every figure, one shade one bit-width.
 """
 
+import base64
+import html
+import io
 import textwrap
 from collections.abc import Sequence
 
@@ -235,7 +238,7 @@ def bars(
 
 
 def differences(paired: pd.DataFrame, title: str = "", xlabel: str = "", ax: Axes | None = None) -> Axes:
-    """A dot and its interval per row (columns row: its label, method, value, ci_low, ci_high), against zero."""
+    """A dot and its interval per row (columns: row, its label; method, value, ci_low, ci_high), and zero."""
     ax = ax or plt.subplots(figsize=(7.0, 0.9 + 0.22 * len(paired)))[1]
     y = np.arange(len(paired))[::-1]
     ax.axvline(0, color=INK, linewidth=0.8)
@@ -287,3 +290,11 @@ def image_grid(
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure
+
+
+def image_tag(figure: Figure, alt: str) -> str:
+    """An HTML <img> that holds the figure itself, for a page other than the one that drew it."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=2 * figure.dpi)
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img alt="{html.escape(alt)}" style="width: 100%" src="data:image/png;base64,{data}">'

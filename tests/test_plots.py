@@ -1,7 +1,10 @@
 """Figures draw what they are given, and their colours stay apart for eyes with two kinds of cones."""
 
+import base64
+import io
 import itertools
 import math
+import re
 
 import matplotlib
 
@@ -12,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex, to_rgb
+from PIL import Image
 
 from adatsq import plots
 from adatsq.policy import LayerShape, Policy
@@ -194,3 +198,14 @@ def test_image_grid_leaves_missing_images_blank():
     image = np.zeros((8, 8, 3), dtype=np.uint8)
     figure = plots.image_grid([[image, image], [image]])
     assert [len(ax.images) for ax in figure.axes] == [1, 1, 1, 0]
+
+
+def test_image_tag_holds_the_picture_and_its_words():
+    figure = plots.image_grid([[np.zeros((8, 8, 3), dtype=np.uint8)]])
+    tag = plots.image_tag(figure, 'black, "very"')
+    found = re.fullmatch(
+        r'<img alt="black, &quot;very&quot;" style="[^"]*" src="data:image/png;base64,(.+)">', tag
+    )
+    assert (
+        Image.open(io.BytesIO(base64.b64decode(found[1]))).size[0] > figure.get_size_inches()[0] * figure.dpi
+    )
