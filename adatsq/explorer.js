@@ -68,14 +68,14 @@ const tauName = (tau) => (tau === null ? "∞ (uniform)" : String(tau));
 
 function drawPolicy(figure, data, choice, colors, place) {
   const { layers, timesteps, fisher } = data, T = timesteps.length, L = layers.length;
-  const left = 70, top = 20, width = 560, cell = { x: width / T, y: 5 }, height = L * cell.y;
+  const left = 70, top = 20, width = 540, cell = { x: width / T, y: 5 }, height = L * cell.y;
   const used = [...new Set(choice.bits.join(""))].sort();
   const share = (b) => choice.bits.join("").split(b).length - 1;
   const label = used.map((b) => `${b} bits ${Math.round((100 * share(b)) / (T * L))} %`).join(", ");
   figure.innerHTML = `<figcaption><b>Activation bits</b> of every layer at every step:
     ${used.map((b) => `<span class="key" style="background:${colors[b]}"></span>${b} bits,
     ${Math.round((100 * share(b)) / (T * L))} %`).join("")}</figcaption>`;
-  const s = svg("svg", { viewBox: `0 0 ${left + width + 2} ${top + height + 34}`, tabindex: 0, role: "group",
+  const s = svg("svg", { viewBox: `0 0 ${left + width + 20} ${top + height + 34}`, tabindex: 0, role: "group",
     "aria-label": `policy, ${T} steps by ${L} layers: ${label}. Arrow keys move through it.` }, figure);
   for (const b of used) {
     let d = "";

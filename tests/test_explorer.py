@@ -227,7 +227,7 @@ def test_the_heat_map_is_read_by_keyboard_and_pointer(page):
         heat_map.press(key)
     expect(1, 2, "single 0 proj_out")  # the edge holds
     box = heat_map.bounding_box()
-    heat_map.hover(position={"x": box["width"] * 600 / 632, "y": box["height"] * 27 / 69})
+    heat_map.hover(position={"x": box["width"] * 600 / 630, "y": box["height"] * 27 / 69})
     expect(3, 1, "double 0 ff")
 
 

@@ -18,8 +18,8 @@ SMALL = {
     "00_start_here": {"steps": 3, "one_step_images": 1},
     "01_fisher": {"images": 2, "steps": 3, "checked_layers": 4},
     "02_calibration": {"images": 2, "held_out": 3, "steps": 2, "w_bits": [3]},
-    "03_search": {},
-    "04_explorer": {},
+    "03_search": {"steps": 2, "images": 2, "search_images": 1, "beam": 2, "held_out": 3},
+    "04_explorer": {"live_steps": 2, "live_prompts": 1},
     "05_flux": {"steps": 2, "calibration_images": 2, "search_images": 1, "beam": 2},
 }
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
