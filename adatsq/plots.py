@@ -1,7 +1,4 @@
-"""Figures: each function draws what it is given on matplotlib axes and returns them. It computes nothing.
-
-One colour means one method in every figure, one shade one bit-width.
-"""
+"""Figures: each function draws what it is given. One colour means one method, one shade one bit-width."""
 
 import base64
 import html
@@ -20,7 +17,7 @@ from matplotlib.patches import Patch
 from adatsq.policy import BITS, Policy
 from adatsq.search import SearchResult
 
-# Okabe and Ito's colours and a grey, a brown and a violet: apart also for eyes with two kinds of cones.
+# Okabe and Ito's colours, a grey, a brown and two violets: apart also for eyes with two kinds of cones.
 METHOD_COLORS = {
     "fp": "#000000",
     "rtn": "#666666",
@@ -28,6 +25,7 @@ METHOD_COLORS = {
     "hadamard+gptq": "#0072B2",
     "adatsq-weights": "#E69F00",
     "adatsq": "#D55E00",
+    "adatsq+ladder": "#480060",
     "smoothquant": "#F0E442",
     "quarot": "#009E73",
     "vidit-q": "#783018",
