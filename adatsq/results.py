@@ -14,6 +14,8 @@ from adatsq.files import write_text
 
 KEY = ["model", "method", "w_bits", "a_bits"]
 COLUMNS = [*KEY, "metric", "value", "ci_low", "ci_high", "n", "seed", "commit", "device"]
+# From simple to full. Each is compared with those before it.
+ORDER = ("fp", "rtn", "hadamard", "hadamard+gptq", "adatsq-weights", "adatsq", "adatsq+ladder")
 SEED = 0  # of the bootstrap; the pictures' own seeds are in the prompt file
 
 
@@ -38,22 +40,22 @@ def _scores(images: pd.DataFrame, origin: pd.DataFrame) -> pd.DataFrame:
 
 
 def _paired(images: pd.DataFrame, origin: pd.DataFrame) -> pd.DataFrame:
-    """Every method minus fp; those of adatsq also minus all others at the same weight bits."""
+    """Every method minus fp, and minus every simpler method (ORDER) at the same weight bits."""
     groups, rows = dict(list(images.groupby(KEY, sort=False))), []
     for key, group in groups.items():
         for other, baseline in groups.items():
-            simpler = other[1] == "fp" or (other[2] == key[2] and key[1].startswith("adatsq"))
-            if other == key or not simpler:
+            full_precision, simpler = other[1] == "fp", ORDER.index(other[1]) < ORDER.index(key[1])
+            if not simpler or not (full_precision or other[2] == key[2]):
                 continue
-            for metric in ["passed"] if other[1] == "fp" else ["passed", "psnr", "ssim"]:
+            if other[1] == "adatsq" and other[3] != key[3]:
+                continue  # searched policies are compared at the same budget
+            for metric in ["passed"] if full_precision else ["passed", "psnr", "ssim"]:
                 (values, categories), (base, _) = _grid(group, metric), _grid(baseline, metric)
                 found = _rows(key, origin.loc[key], values, categories, base, metric)
                 found.insert(2, "baseline", other[1])
                 found.insert(3, "baseline_a_bits", other[3])
                 rows.append(found)
-    return (
-        pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*KEY, "baseline", *COLUMNS[4:]])
-    )
+    return pd.concat(rows, ignore_index=True)
 
 
 def _rows(key, origin, values, categories, baseline=None, metric="passed") -> pd.DataFrame:

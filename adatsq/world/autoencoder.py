@@ -36,6 +36,7 @@ def train_autoencoder(
     seed: int = 0,
     steps: int = 6000,
     batch_size: int = 128,
+    scenes: int = 2**16,
     kl_weight: float = 3e-4,
     device: str = "cpu",
     max_seconds: float = float("inf"),
@@ -48,7 +49,7 @@ def train_autoencoder(
     """
     torch.manual_seed(seed)
     generator = torch.Generator(device).manual_seed(seed)
-    pool = images(2**16 if device != "cpu" else 2**11, generator)
+    pool = images(scenes, generator)
     model = build_autoencoder().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     start, progress = time.monotonic(), 0.0
@@ -74,7 +75,7 @@ def train_autoencoder(
         progress = max(bar.n / steps, (time.monotonic() - start) / max_seconds)
     bar.close()
     model.eval().requires_grad_(False)
-    return set_statistics(model, generator)
+    return set_statistics(model, generator, min(scenes, 512))
 
 
 @torch.no_grad()

@@ -168,7 +168,7 @@ def fit(
     max_seconds: float = float("inf"),
     cooldown: float = 0.2,
     warmup: int = 300,
-    optimizer: str = "muon",
+    optimizer: str = "adamw",
     average: float = 0.999,
     compile: bool = False,
     checkpoint: Callable | None = None,

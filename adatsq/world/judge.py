@@ -20,6 +20,7 @@ from adatsq.world.prompts import CATEGORIES, Prompt
 from adatsq.world.scenes import COLORS, SHAPES, SIZE
 
 MIN_AREA = 35.0  # pixels; the smallest object of the world covers about 80
+MAX_AREA = 1000.0  # the largest covers about 650; a bright frame is no white square
 MIN_OVERLAP = 0.72  # intersection over union below which a region is no shape of this world
 _PALETTE = np.array(list(COLORS.values()))
 _COLUMN, _ROW = np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5)
@@ -105,7 +106,7 @@ def _regions(image: np.ndarray) -> list[tuple[str, np.ndarray]]:
         for color, part in parts:
             mask = alpha * ndimage.binary_dilation(part, structure=np.ones((3, 3)))
             mask[inside & ~part] = 0
-            if mask.sum() >= MIN_AREA:
+            if MIN_AREA <= mask.sum() <= MAX_AREA:
                 out.append((list(COLORS)[color], mask))
     return out
 

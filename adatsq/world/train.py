@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--cooldown", type=float, default=0.25)
-    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="adamw")
     parser.add_argument("--seconds", type=float, default=float("inf"))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
