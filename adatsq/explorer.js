@@ -17,8 +17,8 @@ const CSS = `
 .adatsq-explorer button { font: inherit; }
 .adatsq-explorer .facts { display: flex; flex-wrap: wrap; gap: 2px 20px; margin: 10px 0; }
 .adatsq-explorer .pictures { display: flex; flex-wrap: wrap; gap: 12px; }
-.adatsq-explorer figure { margin: 0 0 12px; }
-.adatsq-explorer figcaption { font-size: 12px; text-align: left; }
+.adatsq-explorer figure { margin: 0 0 12px; padding: 0; max-width: none; }
+.adatsq-explorer figcaption { font-size: 12px; line-height: 1.4; text-align: left; color: inherit; padding: 2px 0; }
 .adatsq-explorer canvas { width: 150px; height: 150px; image-rendering: pixelated; display: block; }
 .adatsq-explorer svg { width: 100%; display: block; }
 .adatsq-explorer svg text { fill: currentColor; font-size: 11px; }
