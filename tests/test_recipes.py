@@ -38,7 +38,7 @@ def quant_linears(pipe):
 def test_recipes_have_one_signature():
     first, *others = [inspect.signature(recipe) for recipe in RECIPES]
     assert all(other == first for other in others)
-    assert list(first.parameters) == ["pipe", "trace", "w_bits", "a_bits", "alpha"]
+    assert list(first.parameters) == ["pipe", "trace", "w_bits", "a_bits", "alpha", "options"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
