@@ -52,25 +52,28 @@ class QuantLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out), in x's dtype; scales, rotation and rounding in float32.
 
-        Raises FloatingPointError if quantised activations are NaN or infinite: at once on the CPU, elsewhere
-        at the end of the transformer's call (`check_finite`), so that no layer waits for the device.
+        Raises FloatingPointError if activations are NaN or infinite: at once on the CPU, elsewhere at the end
+        of the transformer's call (`check_finite`), so that no layer waits for the device.
         """
         dtype = x.dtype
         weight = self.weight_matrix().to(dtype)
         if self.rotation:
             x = rotate(x.float())
-        self.finite = None
         if self.a_bits == 16:
+            self._look_at(x)
             return F.linear(x.to(dtype), weight, self.bias)
         clip = integer.gaussian_clip(self.a_bits, self.in_features) if self.a_clip else 1.0
         scale = integer.absmax_scale(x, self.a_bits, clip=clip)
-        self.finite = torch.isfinite(scale).all()
-        if x.device.type == "cpu":
-            self.raise_if_not_finite()
+        self._look_at(scale)  # one number per token, NaN or infinite if the token is
         codes = integer.round_to_grid(x.float(), scale, self.a_bits)
         # Codes are exact in any floating dtype, so the token's scale waits until after the product.
         y = F.linear(codes.to(dtype), weight) * scale
         return (y if self.bias is None else y + self.bias).to(dtype)
+
+    def _look_at(self, x: Tensor) -> None:
+        self.finite = torch.isfinite(x).all()
+        if x.device.type == "cpu":
+            self.raise_if_not_finite()
 
     def raise_if_not_finite(self) -> None:
         if self.finite is not None and not self.finite:

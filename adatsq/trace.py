@@ -134,7 +134,8 @@ def record(
     """Generate one image per prompt and keep the run. Image i starts from seed + i, whatever the batch size.
 
     The pipeline is called with the model's own settings (`models.sampling`), overruled by `call`. ValueError
-    for no prompt, an empty one, fewer than one step, or a pipeline that calls its transformer twice per step.
+    for no prompt, an empty one, fewer than one step, or a pipeline that calls its transformer twice per step;
+    FloatingPointError if the transformer answers NaN or infinity.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
@@ -178,6 +179,11 @@ def _run(
             )
         timesteps.append(float(timestep.flatten()[0]))
         velocity.append(output[0].float().cpu())
+        if not torch.isfinite(velocity[-1]).all():
+            raise FloatingPointError(
+                f"NaN or infinity in the transformer's output at step {len(timesteps) - 1}, timestep "
+                f"{timesteps[-1]:.6g}"
+            )
 
     def after_step(pipe: DiffusionPipeline, i: int, t: Tensor, state: dict) -> dict:
         if len(timesteps) != i + 1:

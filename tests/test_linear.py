@@ -111,8 +111,9 @@ def test_low_precision_input_is_as_good_as_its_dtype(dtype, options):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("rotation", [True, False])
-def test_activations_that_are_not_finite_are_named(value, rotation):
-    _, quantized = layer(a_bits=4, rotation=rotation, name="transformer_blocks.3.attn.to_q")
+@pytest.mark.parametrize("a_bits", [4, 16])
+def test_activations_that_are_not_finite_are_named(value, rotation, a_bits):
+    _, quantized = layer(a_bits=a_bits, rotation=rotation, name="transformer_blocks.3.attn.to_q")
     x = normal(3, IN, seed=1)
     x[1, 5] = value
     with pytest.raises(FloatingPointError, match="layer transformer_blocks.3.attn.to_q"):
@@ -121,10 +122,13 @@ def test_activations_that_are_not_finite_are_named(value, rotation):
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_check_finite_raises_at_the_end_of_the_transformers_call(device):
+@pytest.mark.parametrize("a_bits", [4, 16])
+def test_check_finite_raises_at_the_end_of_the_transformers_call(device, a_bits):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    model = torch.nn.Sequential(torch.nn.Identity(), layer(a_bits=4, name="blocks.0.first")[1]).to(device)
+    model = torch.nn.Sequential(torch.nn.Identity(), layer(a_bits=a_bits, name="blocks.0.first")[1]).to(
+        device
+    )
     model.register_forward_hook(check_finite)
     x = normal(3, IN).to(device)
     model(x)

@@ -141,6 +141,14 @@ def test_bad_input_is_named(tiny_pipe, prompts, options, message):
     assert hook_count(tiny_pipe.transformer) == 0
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_transformer_that_answers_nan_is_named(tiny_pipe, value):
+    tiny_pipe.transformer.proj_out.bias.data[0] = value
+    with pytest.raises(FloatingPointError, match="output at step 0, timestep 1"):
+        tr.record(tiny_pipe, PROMPTS[:1], progress=False)
+    assert hook_count(tiny_pipe.transformer) == 0
+
+
 def test_join_refuses_runs_that_do_not_match(tiny_pipe, trace):
     other = tr.record(tiny_pipe, PROMPTS[:1], num_inference_steps=3, progress=False)
     with pytest.raises(ValueError, match="different timesteps"):
