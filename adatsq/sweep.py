@@ -38,8 +38,8 @@ from adatsq.world import load_prompts
 
 FORMAT_VERSION = 1
 W_BITS = (4, 3)
-TAUS = (0.25, 1.0, math.inf)
-BUDGETS = (3.0, 3.1, 3.2, 3.4, 3.6, 3.8, 4.0, 4.4)
+TAUS = (1.0, math.inf)
+BUDGETS = (3.1, 3.6, 4.0)
 A_BITS = (3, 4, 8)
 SHOWN = ("counting", "colors", "position", "color_attribution")  # a prompt of each
 BEAM, CALIBRATION, SEARCH = 4, 16, 4  # paths kept; pictures for Fisher and Hessians; of these, for the search

@@ -130,9 +130,15 @@ def train_base(model, data: Data, **options) -> FluxTransformer2DModel:
     return fit(model, loss, desc="base", **options)
 
 
-def distill_guidance(teacher, data: Data, **options) -> FluxTransformer2DModel:
-    """The student at guidance g matches v_empty + g (v_caption - v_empty) of the frozen teacher."""
-    student = copy.deepcopy(teacher).requires_grad_(True)
+def distill_guidance(
+    teacher, data: Data, student: FluxTransformer2DModel | None = None, **options
+) -> FluxTransformer2DModel:
+    """The student at guidance g matches v_empty + g (v_caption - v_empty) of the frozen teacher.
+
+    It starts as a copy of the teacher, or from an earlier run's student.
+    """
+    student = copy.deepcopy(teacher) if student is None else student.to(data.latents.device)
+    student.requires_grad_(True)
     teacher = teacher.eval().requires_grad_(False)
     if options.get("compile"):
         teacher.compile_repeated_blocks()

@@ -2,16 +2,19 @@
 
     python -m adatsq.world.train --work work/flux-dev-mini --out data/models/flux-dev-mini
 
-Stages, each skipped when its result is already in the work folder, so that a stopped run goes on where it
-was: text encoders, autoencoder, base transformer, guidance distillation, assembly of the FluxPipeline
-folder, a quick score (one picture a prompt, at several guidance scales). `--stages` runs only some;
-`--seconds` bounds the wall-clock time of a stage's training (the learning rate still ends at zero unless
---cooldown 0, which leaves the base stage to be continued by the next call).
+Stages: text encoders, autoencoder, base transformer, guidance distillation, assembly of the FluxPipeline
+folder, a quick score (one picture a prompt, at several guidance scales). `--stages` runs only some.
+
+A call goes on from what is in the work folder: the first two stages are skipped if they are done, the two of
+the transformer start from its checkpoint, which is written every minute, on new scenes and with a new warm-up
+of the optimizer. `--seconds` bounds a stage's training by the clock; the learning rate still ends at zero,
+unless --cooldown 0 leaves it high for a later call to go on.
 """
 
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,15 +95,18 @@ def run_distill(args) -> None:
     path = args.work / "distilled.safetensors"
     model = flux.build_transformer()
     model.load_state_dict(load_file(args.work / "base.safetensors"))
-    train(args, flux.distill_guidance, model, path)
+    student = None
+    if path.exists():
+        student = flux.build_transformer()
+        student.load_state_dict(load_file(path))
+    train(args, partial(flux.distill_guidance, student=student), model, path)
 
 
 def train(args, method, model: FluxTransformer2DModel, path: Path) -> None:
     vae, encoders = load_parts(args.work, args.device)
     seen = json.loads((args.work / "log.json").read_text()).get(f"{path.stem}_scenes", 0)
-    generator = torch.Generator(args.device).manual_seed(
-        args.seed + 1 + seen
-    )  # a continued run sees new scenes
+    # a continued run sees new scenes
+    generator = torch.Generator(args.device).manual_seed(args.seed + 1 + seen)
     data = flux.Data(vae, encoders, args.scenes, generator, chunk=min(4096, args.scenes))
     print(f"{len(data.latents)} scenes, {len(data.pooled)} captions", flush=True)
     averaged = method(
