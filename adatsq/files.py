@@ -1,5 +1,7 @@
-"""Writing a file so that a reader never meets half of it."""
+"""Files that are whole: written at once or not at all, and known again by their sha256."""
 
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -15,3 +17,17 @@ def write_text(path: str | Path, text: str) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def sha256(file: Path) -> str:
+    """Of a file's bytes."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(2**22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def checksum(content: dict) -> str:
+    """sha256 of what JSON would hold, whatever the order of its fields."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

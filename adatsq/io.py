@@ -3,13 +3,13 @@ JSON.
 
     model_index.json, vae/, text_encoder/, scheduler/, ...   as diffusers saves them
     transformer/config.json, transformer/quantized.safetensors
-    adatsq.json     format version, sha256 of the weights, what each quantized layer is, the applied policy
+    adatsq.json     format version, sha256 of all other files and of itself, what each quantized layer is,
+                    the applied policy
     sampling.json   the model's call settings, if it has some
 
 A folder is written under a temporary name and renamed when it is complete.
 """
 
-import hashlib
 import importlib
 import json
 import math
@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from adatsq.files import checksum, sha256
 from adatsq.linear import QuantLinear, check_finite
 from adatsq.models import QUANTIZED_FILE, SAMPLING_FILE, sampling, without_bars
 from adatsq.packing import narrow, pack, unpack
@@ -86,23 +87,26 @@ def _write(pipe: DiffusionPipeline, folder: Path) -> None:
         dtypes[name] = _dtype_name(tensor)
     save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, folder / WEIGHTS_FILE)
 
+    if settings := sampling(pipe):
+        (folder / SAMPLING_FILE).write_text(json.dumps(settings))
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+
     applied = getattr(transformer, "_adatsq_applied", None)
     before = dict(zip((layer.name for layer in applied.policy.layers), applied.before)) if applied else {}
     manifest = {
         "format_version": FORMAT_VERSION,
         "pipeline": type(pipe).__name__,
-        "weights": {
-            "bytes": (folder / WEIGHTS_FILE).stat().st_size,
-            "sha256": _sha256(folder / WEIGHTS_FILE),
+        "files": {
+            file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
+            for file in files
         },
         "layers": {name: _description(layer, before.get(name)) for name, layer in layers.items()},
         "dtypes": dtypes,
         "components": {name: _dtype_name(c) for name, c in components.items() if isinstance(c, nn.Module)},
         "policy": applied.policy.to_dict() if applied else None,
     }
+    manifest["sha256"] = checksum(manifest)
     (folder / QUANTIZED_FILE).write_text(json.dumps(manifest, indent=1))
-    if settings := sampling(pipe):
-        (folder / SAMPLING_FILE).write_text(json.dumps(settings))
 
 
 def _description(layer: QuantLinear, a_bits_before_policy: int | None) -> dict:
@@ -150,30 +154,31 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Diffus
 
 
 def _read_manifest(folder: Path) -> dict:
-    """adatsq.json, after a check of its version and of the weights file's size and sha256."""
-    for file in (folder / QUANTIZED_FILE, folder / WEIGHTS_FILE):
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{folder} is no saved quantized pipeline: it has no {file.relative_to(folder)}"
-            )
+    """adatsq.json, after a check of its version and sha256, and of the size and sha256 of all other files."""
+    path = folder / QUANTIZED_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no saved quantized pipeline: it has no {QUANTIZED_FILE}")
     try:
-        manifest = json.loads((folder / QUANTIZED_FILE).read_text())
-        version, expected = manifest["format_version"], manifest["weights"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / QUANTIZED_FILE} is damaged: {error}") from error
+        manifest = json.loads(path.read_text())
+        version, signature = manifest["format_version"], manifest.pop("sha256")
+        files = [
+            (folder / name, entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     if version != FORMAT_VERSION:
         raise ValueError(
             f"{folder} has format_version {version!r}, this adatsq reads {FORMAT_VERSION}: update it"
         )
-    size = (folder / WEIGHTS_FILE).stat().st_size
-    if size != expected["bytes"]:
-        raise ValueError(
-            f"{folder / WEIGHTS_FILE} has {size} bytes instead of {expected['bytes']}: copy it again"
-        )
-    if _sha256(folder / WEIGHTS_FILE) != expected["sha256"]:
-        raise ValueError(
-            f"{folder / WEIGHTS_FILE} was edited or damaged: its sha256 is not {expected['sha256']}"
-        )
+    if checksum(manifest) != signature:
+        raise ValueError(f"{path} was edited or damaged: its content does not match its sha256")
+    for file, size, digest in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{folder} is incomplete: it has no {file.relative_to(folder)}")
+        if file.stat().st_size != size:
+            raise ValueError(f"{file} has {file.stat().st_size} bytes instead of {size}: copy it again")
+        if sha256(file) != digest:
+            raise ValueError(f"{file} was edited or damaged: its sha256 is not {digest}")
     return manifest
 
 
@@ -192,9 +197,11 @@ def _load_transformer(folder: Path, manifest: dict) -> nn.Module:
                 f"{[linear.out_features, linear.in_features]} in the transformer's config"
             )
         if layer["w_bits"] < 16:
-            tensors[f"{name}.codes"] = unpack(
-                tensors[f"{name}.codes"], layer["w_bits"], tuple(layer["shape"])
-            )
+            try:
+                codes = unpack(tensors[f"{name}.codes"], layer["w_bits"], tuple(layer["shape"]))
+            except ValueError as error:
+                raise ValueError(f"{folder} is damaged: layer {name}: {error}") from error
+            tensors[f"{name}.codes"] = codes
     tensors = {name: t.to(getattr(torch, manifest["dtypes"][name])) for name, t in tensors.items()}
     for name, layer in manifest["layers"].items():
         codes, scale, bias = (tensors.get(f"{name}.{part}") for part in ("codes", "scale", "bias"))
@@ -250,11 +257,3 @@ def _quantized_layers(transformer: nn.Module) -> dict[str, QuantLinear]:
 
 def _dtype_name(x: Tensor | nn.Module) -> str:
     return str(x.dtype).removeprefix("torch.")
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(2**22):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -5,7 +5,6 @@ called with, finds the policy's row and assigns `a_bits` to each layer. The pipe
 are. Activation bits that vary over steps save compute; memory is saved by the weights' bits alone.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from adatsq.files import write_text
+from adatsq.files import checksum, write_text
 from adatsq.trace import Trace, bind, fingerprint
 
 FORMAT_VERSION = 1
@@ -121,7 +120,7 @@ class Policy:
             "layers": [list(layer) for layer in self.layers],
             "bits": self.bits.tolist(),
         }
-        return {**content, "sha256": _checksum(content)}
+        return {**content, "sha256": checksum(content)}
 
     @classmethod
     def from_dict(cls, content: dict, source: str = "this policy") -> "Policy":
@@ -133,7 +132,7 @@ class Policy:
                 f"{source} has format_version {content['format_version']}, this adatsq reads {FORMAT_VERSION}"
             )
         signed = {name: value for name, value in content.items() if name != "sha256"}
-        if _checksum(signed) != content["sha256"]:
+        if checksum(signed) != content["sha256"]:
             raise ValueError(
                 f"{source} was edited after it was saved (its sha256 does not match): save a new one instead"
             )
@@ -242,7 +241,3 @@ def _one_way(timesteps: Sequence[float]) -> bool:
 def _shown(timesteps: Sequence[float]) -> str:
     shown = [f"{t:.6g}" for t in timesteps]
     return ", ".join(shown if len(shown) <= 4 else [*shown[:3], "...", shown[-1]])
-
-
-def _checksum(content: dict) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adatsq import io, models, recipes
+from adatsq import files, io, models, recipes
 from adatsq.linear import QuantLinear
 from adatsq.policy import Policy, apply
 from adatsq.trace import record
@@ -184,9 +184,12 @@ def test_truncated_and_edited_weights_are_refused(saved):
     io.load(saved)
 
 
-def edit(saved, change):
+def edit(saved, change, sign=True):
+    """Change adatsq.json and, unless told not to, its sha256 too, as a faulty program would."""
     manifest = json.loads((saved / "adatsq.json").read_text())
+    signature = manifest.pop("sha256")
     change(manifest)
+    manifest["sha256"] = files.checksum(manifest) if sign else signature
     (saved / "adatsq.json").write_text(json.dumps(manifest))
 
 
@@ -194,10 +197,13 @@ def edit(saved, change):
     "change, message",
     [
         (lambda m: m.update(format_version=2), "format_version 2, this adatsq reads 1"),
-        (lambda m: m.pop("weights"), "adatsq.json is damaged: 'weights'"),
+        (lambda m: m.pop("files"), "adatsq.json is damaged: 'files'"),
         (lambda m: m.pop("layers"), "is damaged: KeyError: 'layers'"),
         (lambda m: m["layers"]["transformer_blocks.0.attn.to_q"].update(shape=[32, 64]), r"shape \[32, 64\]"),
-        (lambda m: m["layers"]["transformer_blocks.0.attn.to_q"].update(w_bits=3), "codes of 3 bits"),
+        (
+            lambda m: m["layers"]["transformer_blocks.0.attn.to_q"].update(w_bits=3),
+            "saved is damaged: layer transformer_blocks.0.attn.to_q: .* codes of 3 bits",
+        ),
         (lambda m: m["layers"].pop("transformer_blocks.0.attn.to_q"), "is damaged: RuntimeError"),
         (lambda m: m["dtypes"].update({"proj_out.bias": "float33"}), "is damaged: AttributeError"),
     ],
@@ -208,14 +214,49 @@ def test_an_edited_description_is_refused(change, message, saved):
         io.load(saved)
 
 
+@pytest.mark.parametrize("edited", [{"rotation": False}, {"a_bits": 8}, {"w_bits": 3}, {"a_clip": False}])
+def test_adatsq_json_knows_that_it_was_edited(edited, saved):
+    layer = "transformer_blocks.0.attn.to_q"
+    edit(saved, lambda m: None, sign=False)  # written anew, with the same content
+    io.load(saved)
+    edit(saved, lambda m: m["layers"][layer].update(edited), sign=False)
+    with pytest.raises(ValueError, match="adatsq.json was edited or damaged"):
+        io.load(saved)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "text_encoder_2/model.safetensors",
+        "transformer/config.json",
+        "vae/config.json",
+    ],
+)
+def test_every_file_of_the_folder_is_checked(name, saved):
+    whole = (saved / name).read_bytes()
+    (saved / name).write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    with pytest.raises(ValueError, match=f"{name} was edited or damaged: its sha256"):
+        io.load(saved)
+    (saved / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"has no {name}"):
+        io.load(saved)
+
+
 def test_other_damage_is_named(saved):
-    config = json.loads((saved / "transformer/config.json").read_text())
-    (saved / "transformer/config.json").write_text(json.dumps({**config, "num_attention_heads": 4}))
+    name = "transformer/config.json"
+    config = json.loads((saved / name).read_text())
+    (saved / name).write_text(json.dumps({**config, "num_attention_heads": 4}))
+    edit(saved, lambda m: m["files"].pop(name))
     with pytest.raises(ValueError, match="but .* in the transformer's config"):
         io.load(saved)
-    (saved / "transformer/config.json").unlink()
+    (saved / name).unlink()
     with pytest.raises(ValueError, match="is damaged: OSError"):
         io.load(saved)
     (saved / "adatsq.json").write_text("{")
+    with pytest.raises(ValueError, match="adatsq.json is damaged"):
+        io.load(saved)
+    (saved / "adatsq.json").write_text("[]")
     with pytest.raises(ValueError, match="adatsq.json is damaged"):
         io.load(saved)
