@@ -7,15 +7,21 @@ from pathlib import Path
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write `text` to a temporary neighbour of `path`, then rename: on failure an older `path` stays."""
+    """Write `text` to a temporary neighbour of `path`, then rename.
+
+    OSError that names `path` if it cannot be written (a full disk, say): an older `path` is then as it was.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f"could not write {path}, nothing was changed: {error}") from error
     return path
 
 

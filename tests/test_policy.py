@@ -99,8 +99,11 @@ def test_a_failing_save_leaves_the_old_file(random_policy, tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("adatsq.files.os.replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=f"could not write {path}, nothing was changed: .*No space"):
         random_policy.save(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OSError, match="could not write .*policy.json/below.json"):
+        random_policy.save(path / "below.json")  # where a folder would have to be, there is a file
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
