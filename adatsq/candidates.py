@@ -1,6 +1,8 @@
 """Candidate configurations C_t of a timestep, from the Fisher scores, and which of them a budget allows."""
 
+import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -72,13 +74,16 @@ def reachable_to(options: Options, budget: float | None) -> Callable[[int, np.nd
 
     That is: not above it if they go on as cheaply as can be, and, if as richly, not further below it than the
     widest choice at one timestep, so that some path always can. Without the second half a beam may fill with
-    paths that spent too little to use the budget. ValueError for a budget below the cheapest candidates.
+    paths that spent too little to use the budget. ValueError for a budget below the cheapest candidates, or
+    one that is no finite number.
     """
     averages = [[bits.mean() for bits in option.values()] for option in options]
     low, high = np.array([min(a) for a in averages]), np.array([max(a) for a in averages])
     steps = len(options)
     if budget is None:
         return lambda t, average: np.ones(len(average), dtype=bool)
+    if not (isinstance(budget, Real) and math.isfinite(budget)):
+        raise ValueError(f"budget is {budget!r}, it must be a finite number of bits, or None for no limit")
     if budget < low.mean() - 1e-9:
         raise ValueError(
             f"budget {budget} is below the cheapest candidates, which average {low.mean():.4g} bits"

@@ -83,7 +83,8 @@ def beam_search(
     images: which of the trace's images to follow, by default the first four.
     batch_size: images per call of the transformer, which serves several paths at once; with batch_size =
     len(images) each call is the very call that the pipeline will make, and errors repeat bit for bit.
-    ValueError for a budget below the cheapest candidates, an unquantised pipeline, or another model's.
+    ValueError for a budget below the cheapest candidates, images that the trace has not, an unquantised
+    pipeline, or another model's.
     """
     if beam < 1:
         raise ValueError(f"beam is {beam}, it must be at least 1")
@@ -158,6 +159,8 @@ def _search(
 ) -> SearchResult:
     """Extend every path by every candidate, let `select` keep some, and go on to the next timestep."""
     images = list(range(min(4, len(trace))) if images is None else images)
+    if not images or not set(images) <= set(range(len(trace))):
+        raise ValueError(f"images are {images}: give some of 0 to {len(trace) - 1}, the images of the trace")
     transformer = pipe.transformer
     trace.check(pipe)
     Policy.of(trace, 16).check(pipe)

@@ -62,3 +62,9 @@ def test_some_path_can_always_end_at_the_budget(seed):
         assert allowed
         spent += rng.choice(allowed)
     assert spent / 6 <= budget + 1e-9
+
+
+@pytest.mark.parametrize("budget", [float("nan"), float("inf"), float("-inf"), "3.6"])
+def test_a_budget_that_is_no_finite_number_is_refused(budget):
+    with pytest.raises(ValueError, match=f"budget is {budget!r}, it must be a finite number"):
+        ca.reachable_to([{"only": np.array([3, 4])}], budget)

@@ -1,4 +1,5 @@
 import copy
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -224,6 +225,12 @@ def test_bad_input_is_named(run):
     pipe, trace, fisher = run
     with pytest.raises(ValueError, match="beam is 0"):
         se.beam_search(pipe, trace, fisher, beam=0)
+    for budget in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"budget is {budget}"):
+            se.beam_search(pipe, trace, fisher, budget=budget)
+    for images in ([], [2], [0, -1]):
+        with pytest.raises(ValueError, match=rf"images are {re.escape(str(images))}: give some of 0 to 1"):
+            se.beam_search(pipe, trace, fisher, images=images)
     with pytest.raises(ValueError, match="at 4 timesteps, the trace of .* at 3"):
         se.beam_search(pipe, se.Trace(**{**vars(trace), "timesteps": trace.timesteps[:3]}), fisher)
     with pytest.raises(ValueError, match="34 of the policy's 34 layers are not quantized"):
