@@ -58,7 +58,7 @@ class BitBudgetExplorer(anywidget.AnyWidget):
     can_run = traitlets.Bool(False).tag(sync=True)
     request = traitlets.Dict().tag(sync=True)
     status = traitlets.Unicode().tag(sync=True)
-    live = traitlets.Dict(None, allow_none=True).tag(sync=True)
+    live = traitlets.Dict(default_value=None, allow_none=True).tag(sync=True)
 
     def __init__(self, data: dict, live: Live | None = None, **positions: int) -> None:
         self._live = live

@@ -93,6 +93,7 @@ def test_it_is_a_widget_and_a_page():
 
 def test_choice_follows_the_positions():
     explorer = BitBudgetExplorer(made_up())
+    assert explorer.get_state()["live"] is None  # a new one shows what is stored
     for w_bits, tau, budget in itertools.product(range(2), repeat=3):
         explorer.set_trait("w_bits", w_bits)
         explorer.set_trait("tau", tau)
