@@ -8,6 +8,7 @@ which is X^T X with X scaled by sqrt(alpha): an unmodified solver then minimises
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import pandas as pd
 import torch
 from diffusers import DiffusionPipeline
@@ -34,7 +35,7 @@ def hessians(
     At most the Hessians of `blocks_per_pass` blocks exist at once (None: of all); each pass runs the whole
     trace up to its last block. Recorded latents go in, but the blocks before run as they are at that moment:
     a caller who quantizes each block when it comes gives the next ones quantised inputs, as GPTQ does.
-    Raises ValueError if alpha lacks a layer or has another number of timesteps.
+    Raises ValueError if alpha lacks a layer, has other timesteps than the trace, or a negative or NaN weight.
     """
     trace.check(pipe)
     names = [layer.name for layer in trace.layers] if layers is None else list(layers)
@@ -60,7 +61,22 @@ def _weights(trace: Trace, alpha: pd.DataFrame | None, names: list[str]) -> pd.D
             f"alpha has {len(alpha)} timesteps and lacks {len(lacking)} layers {lacking[:1]}; the trace has "
             f"{len(steps)} timesteps: compute the Fisher information of this trace"
         )
-    return alpha[names].set_axis(steps)
+    timesteps = np.asarray(alpha.index)
+    # A Fisher information of a float32 run serves a bfloat16 one, whose timesteps are rounded.
+    if timesteps.dtype.kind not in "fiu" or not np.allclose(timesteps, trace.timesteps, rtol=2**-8, atol=0):
+        raise ValueError(
+            f"alpha is for timesteps {timesteps.tolist()}, the trace has {trace.timesteps}: compute the "
+            "Fisher information of this trace"
+        )
+    values = alpha[names]
+    wrong = ~(np.isfinite(values) & (values >= 0))
+    if wrong.to_numpy().any():
+        t, name = wrong.stack().idxmax()
+        raise ValueError(
+            f"alpha of layer {name} at timestep {t:.6g} is {values.at[t, name]}: it must be finite and at "
+            "least 0"
+        )
+    return values.set_axis(steps)
 
 
 def _passes(

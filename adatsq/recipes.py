@@ -6,6 +6,8 @@ own solver. Weights are static. A policy may change the activation bits later, f
 A recipe's `options` are those of `quantize` that cost time or memory but change no result.
 """
 
+from numbers import Integral
+
 import pandas as pd
 import torch
 from diffusers import DiffusionPipeline
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from adatsq.calibration import hessians
 from adatsq.gptq import gptq, round_to_nearest
-from adatsq.integer import SCALE_BITS, qmax
+from adatsq.integer import SCALE_BITS
 from adatsq.linear import QuantLinear, check_finite
 from adatsq.models import Layer, quantizable
 from adatsq.packing import narrow
@@ -103,14 +105,14 @@ def quantize(
     done.
 
     Raises ValueError for a pipeline that is quantized already, bits outside 2..8 and 16, an unknown solver,
-    "gptq" without a trace, "rtn" with an alpha, and what `hessians` and `gptq` raise; the pipeline is then as
-    it was.
+    "gptq" without a trace, "rtn" with an alpha, and what `hessians` and `gptq` raise, FloatingPointError for
+    NaN among it, with the layer's name; the pipeline is then as it was.
     """
-    a_bits = w_bits if a_bits is None else a_bits
-    modulation_bits = max(4, w_bits) if modulation_bits is None else modulation_bits
-    for bits in (w_bits, a_bits, modulation_bits):
-        if bits != 16:
-            qmax(bits)
+    w_bits = _checked("w_bits", w_bits)
+    a_bits = w_bits if a_bits is None else _checked("a_bits", a_bits)
+    modulation_bits = _checked(
+        "modulation_bits", max(4, w_bits) if modulation_bits is None else modulation_bits
+    )
     if solver not in ("gptq", "rtn"):
         raise ValueError(f"solver must be 'gptq' or 'rtn', got {solver!r}")
     transformer, layers = pipe.transformer, quantizable(pipe.transformer)
@@ -143,16 +145,24 @@ def quantize(
         blocks = hessians(pipe, trace, alpha, list(by_name), blocks_per_pass, batch_size, progress=progress)
     else:
         blocks = [("all blocks", dict.fromkeys(by_name))]
+    replacements = {}
     with torch.no_grad():
-        replacements = {
-            name: replacement(by_name[name], hessian)
-            for _, block in blocks
-            for name, hessian in block.items()
-        }
+        for _, block in blocks:
+            for name, hessian in block.items():
+                try:
+                    replacements[name] = replacement(by_name[name], hessian)
+                except (FloatingPointError, ValueError) as error:
+                    raise type(error)(f"layer {name}: {error}") from error
     for name, module in replacements.items():
         transformer.set_submodule(name, module)
     transformer.register_forward_hook(check_finite)
     return pipe
+
+
+def _checked(name: str, bits: int) -> int:
+    if not isinstance(bits, Integral) or bits not in (*range(2, 9), 16):
+        raise ValueError(f"{name} must be 16 or a whole number from 2 to 8, got {bits!r}")
+    return int(bits)
 
 
 def _solve(

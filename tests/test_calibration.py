@@ -155,6 +155,14 @@ def test_bad_input_is_named_at_the_call(tiny_pipe, trace, alpha):
         ca.hessians(tiny_pipe, trace, alpha.iloc[:2])
     with pytest.raises(ValueError, match=r"lacks 1 layers \['single_transformer_blocks.1.proj_out'\]"):
         ca.hessians(tiny_pipe, trace, alpha.drop(columns="single_transformer_blocks.1.proj_out"))
+    for index in (alpha.index + 0.01, alpha.index[::-1], ["a", "b", "c"]):
+        with pytest.raises(ValueError, match=r"alpha is for timesteps \[.*\], the trace has \[1.0, "):
+            ca.hessians(tiny_pipe, trace, alpha.set_axis(index))
+    for value in (float("nan"), float("inf"), -0.25):
+        broken = alpha.copy()
+        broken.iloc[1, 2] = value
+        with pytest.raises(ValueError, match=f"alpha of layer {alpha.columns[2]} at timestep .* is {value}"):
+            ca.hessians(tiny_pipe, trace, broken)
     with pytest.raises(ValueError, match="no block with layer 'proj_out'"):
         ca.hessians(tiny_pipe, trace, layers=["proj_out"])
     with pytest.raises(ValueError, match="the pipeline holds"):

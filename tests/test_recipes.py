@@ -152,14 +152,22 @@ def test_modulation_weights_are_grouped_where_the_width_allows(tiny_pipe):
 
 def test_bad_requests_name_the_value_and_change_nothing(tiny_pipe, trace, alpha):
     cases = [
-        (dict(w_bits=9), "from 2 to 8, got 9"),
-        (dict(w_bits=4, a_bits=1), "from 2 to 8, got 1"),
-        (dict(w_bits=4, modulation_bits=0), "from 2 to 8, got 0"),
+        (dict(w_bits=9), "w_bits must be 16 or a whole number from 2 to 8, got 9"),
+        (dict(w_bits=4, a_bits=1), "a_bits must .* got 1"),
+        (dict(w_bits=4, modulation_bits=0), "modulation_bits must .* got 0"),
+        (dict(w_bits="4"), "w_bits must .* got '4'"),
+        (dict(w_bits=None), "w_bits must .* got None"),
+        (dict(w_bits=4.5), "w_bits must .* got 4.5"),
+        (dict(w_bits=4, a_bits="4"), "a_bits must .* got '4'"),
+        (dict(w_bits=4, a_bits=16.5), "a_bits must .* got 16.5"),
         (dict(solver="magic"), "solver must be 'gptq' or 'rtn', got 'magic'"),
         (dict(solver="gptq"), "needs a trace"),
         (dict(solver="rtn", alpha=alpha), "cannot use alpha"),
         (dict(trace=trace, alpha=alpha.iloc[:2]), "alpha has 2 timesteps"),
-        (dict(trace=trace, group_size=20), "group size 20 does not divide rows of 32"),
+        (
+            dict(trace=trace, group_size=20),
+            "layer transformer_blocks.0.attn.to_q: group size 20 does not divide rows of 32",
+        ),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -175,13 +183,21 @@ def test_bad_requests_name_the_value_and_change_nothing(tiny_pipe, trace, alpha)
 def test_nan_weights_and_activations_are_named(tiny_pipe, tiny_images):
     linear = tiny_pipe.transformer.get_submodule("transformer_blocks.1.attn.to_k")
     linear.weight.data[0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match="NaN or infinity in a weight"):
+    with pytest.raises(FloatingPointError, match="layer transformer_blocks.1.attn.to_k: NaN .* in a weight"):
         recipes.rtn(tiny_pipe)
     linear.weight.data[0, 0] = 0
     recipes.rtn(tiny_pipe)
     tiny_pipe.transformer.get_submodule("transformer_blocks.0.attn.to_out.0").bias[:] = float("inf")
     with pytest.raises(FloatingPointError, match="activations of layer transformer_blocks.0.ff.net.0.proj"):
         tiny_images(tiny_pipe)
+
+
+def test_a_nan_hessian_is_named(tiny_pipe, trace):
+    """A bias that is NaN: the first layer to see what it adds is the one whose Hessian is."""
+    tiny_pipe.transformer.get_submodule("transformer_blocks.0.attn.to_out.0").bias.data[:] = float("nan")
+    with pytest.raises(FloatingPointError, match="layer transformer_blocks.0.ff.net.0.proj: NaN .* Hessian"):
+        recipes.hadamard_gptq(tiny_pipe, trace, progress=False)
+    assert not quant_linears(tiny_pipe)
 
 
 def test_summary_counts_every_parameter_and_bit(tiny_pipe):
