@@ -7,6 +7,7 @@ The paper leaves open which loss, and the scale of I against tau. At the full-pr
 to the full-precision output v has no gradient, so we take its Gauss-Newton curvature: with y ~ N(v, 1), the
 loss 0.5 * ||v - y||^2 has dL/dv = z, z ~ N(0, 1), and one backpropagated normal probe z is one sample of
 dL/dW. Dividing by the mean over time makes tau a plain number; tau = inf is uniform calibration.
+J can be as large as T (one timestep has it all), so the same tau is sharper on longer runs.
 """
 
 import json
