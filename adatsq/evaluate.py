@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from torchmetrics.functional.image import structural_similarity_index_measure
 from tqdm.auto import tqdm
 
-from adatsq.models import sampling
+from adatsq.models import prompt_list, sampling
 
 RESAMPLES = 2000
 
@@ -30,15 +30,11 @@ def generate(
     """One image per prompt and seed, (N, H, W, 3) uint8, by the pipeline itself with the model's settings.
 
     Noise comes from a CPU generator per image, so an image does not depend on its batch or on the device.
-    ValueError for no prompt, an empty one, or as many seeds as do not fit.
+    ValueError for no prompt, one that is empty or no string, or as many seeds as do not fit.
     """
-    prompts, seeds = list(prompts), list(seeds)
-    if not prompts:
-        raise ValueError("generate needs at least one prompt, the list is empty")
+    prompts, seeds = prompt_list(prompts), list(seeds)
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: give one seed per prompt")
-    if not all(isinstance(p, str) and p.strip() for p in prompts):
-        raise ValueError(f"prompt {[bool(p.strip()) for p in prompts].index(False)} is empty")
     pipe.set_progress_bar_config(disable=True)
     images = []
     for i in tqdm(range(0, len(prompts), batch_size), desc="images", disable=not progress):

@@ -8,7 +8,7 @@ around them (embedders, time and text projections, the last norm and projection)
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +116,21 @@ def without_bars() -> Iterator[None]:
     finally:
         for library in drawing:
             library.enable_progress_bar()
+
+
+def prompt_list(prompts: Iterable[str]) -> list[str]:
+    """The prompts (or the only one) as a list. ValueError for none, or one that is empty or no string."""
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        prompts = [prompts]
+    prompts = list(prompts)
+    if not prompts:
+        raise ValueError("at least one prompt is needed, the list is empty")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt {i} is {prompt!r}, it must be a string")
+        if not prompt.strip():
+            raise ValueError(f"prompt {i} is empty: {prompt!r}")
+    return prompts
 
 
 def sampling(pipe: DiffusionPipeline) -> dict:

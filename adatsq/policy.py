@@ -225,11 +225,15 @@ class Applied:
                 self.last = t
                 return row
         self.row = None  # so that the next run starts anew
+        if steps not in (None, len(timesteps)):
+            raise ValueError(
+                f"this policy is for {len(timesteps)} steps, the pipeline is set to {steps}: use "
+                f"num_inference_steps={len(timesteps)}, or search a policy for {steps} steps"
+            )
         raise ValueError(
-            f"this policy is for {len(timesteps)} steps at timesteps {_shown(timesteps)}; the pipeline, set "
-            f"to {steps} steps, is at timestep {t:.6g} where {timesteps[due]:.6g} was due. Use "
-            f"num_inference_steps={len(timesteps)} with the size and scheduler of the search, or search a "
-            "policy for this run"
+            f"this policy is for {len(timesteps)} steps at timesteps {_shown(timesteps)}; the pipeline is at "
+            f"timestep {t:.6g} where {timesteps[due]:.6g} was due. Use the size and scheduler of the "
+            "search, or search a policy for this run"
         )
 
 

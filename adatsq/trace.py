@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from adatsq.models import Layer, block_names, quantizable, sampling
+from adatsq.models import Layer, block_names, prompt_list, quantizable, sampling
 
 OURS = {"prompt", "generator", "latents", "num_images_per_prompt", "output_type", "callback_on_step_end"}
 
@@ -134,15 +135,10 @@ def record(
     """Generate one image per prompt and keep the run. Image i starts from seed + i, whatever the batch size.
 
     The pipeline is called with the model's own settings (`models.sampling`), overruled by `call`. ValueError
-    for no prompt, an empty one, fewer than one step, or a pipeline that calls its transformer twice per step;
-    FloatingPointError if the transformer answers NaN or infinity.
+    for no prompt, one that is empty or no string, fewer than one step, or a pipeline that calls its
+    transformer twice per step; FloatingPointError if the transformer answers NaN or infinity.
     """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not prompts:
-        raise ValueError("record needs at least one prompt, the list is empty")
-    for i, prompt in enumerate(prompts):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"prompt {i} is empty: {prompt!r}")
+    prompts = prompt_list(prompts)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
     if OURS & call.keys():
@@ -150,11 +146,11 @@ def record(
     settings = {**sampling(pipe), **call}
     if num_inference_steps is not None:
         settings["num_inference_steps"] = num_inference_steps
-    if settings.get("num_inference_steps", 1) < 1:
-        raise ValueError(f"num_inference_steps is {settings['num_inference_steps']}, it must be at least 1")
+    steps = settings.get("num_inference_steps")  # None, and unknown, if it is the pipeline's default
+    if steps is not None and (not isinstance(steps, Integral) or steps < 1):
+        raise ValueError(f"num_inference_steps is {steps!r}, it must be a whole number of at least 1")
 
     starts = range(0, len(prompts), batch_size)
-    steps = settings.get("num_inference_steps")  # unknown if it is the pipeline's default
     total = None if steps is None else steps * len(starts)
     with tqdm(desc="record", unit="step", total=total, disable=not progress) as bar, _quiet(pipe):
         return join([_run(pipe, prompts[i : i + batch_size], seed + i, settings, bar.update) for i in starts])

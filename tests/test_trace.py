@@ -129,7 +129,11 @@ def test_fingerprint_knows_the_model_but_not_its_dtype(tiny_pipe, trace):
     [
         ([], {}, "list is empty"),
         (["a star", "  "], {}, "prompt 1 is empty"),
+        (["a star", 7], {}, "prompt 1 is 7, it must be a string"),
+        (None, {}, "prompt 0 is None, it must be a string"),
         (["a star"], {"num_inference_steps": 0}, "num_inference_steps is 0"),
+        (["a star"], {"num_inference_steps": "4"}, "num_inference_steps is '4'"),
+        (["a star"], {"num_inference_steps": 4.5}, "num_inference_steps is 4.5"),
         (["a star"], {"batch_size": 0}, "batch_size is 0"),
         (["a star"], {"generator": None}, "generator"),
         (["a star"], {"true_cfg_scale": 2.0, "negative_prompt": ["a ring"]}, "2 times in 1 steps"),
