@@ -51,7 +51,8 @@ class SearchResult:
     def pick(self, budget: float, judge: Callable[[Policy], float] | None = None) -> Policy:
         """The policy with the least error among those of at most `budget` average bits.
 
-        judge: a final end-to-end check instead, Policy -> score, the highest wins. ValueError if none fits.
+        judge: a final end-to-end check instead, Policy -> score, the highest wins, and of
+        equal scores the one with the least error. ValueError if none fits.
         """
         within = [path for path in self.front if path.average_bits <= budget + 1e-9]
         if not within:
@@ -62,7 +63,7 @@ class SearchResult:
             )
         if judge is None:
             return min(within, key=lambda path: path.error).policy
-        return max((path.policy for path in within), key=judge)
+        return max(within, key=lambda path: (judge(path.policy), -path.error)).policy
 
 
 def beam_search(

@@ -179,6 +179,7 @@ def test_pick(run, truth):
     assert next(path.error for path in truth.front if path.policy is best) == min(errors)
     cheapest = truth.pick(3.6, judge=lambda policy: -policy.average)
     assert cheapest.average == min(path.average_bits for path in truth.front)
+    assert truth.pick(3.6, judge=lambda policy: 0.5) is best  # a tie
     with pytest.raises(ValueError, match="no path within 2.9 bits: .* takes 3, .* average 3. "):
         truth.pick(2.9)
 
