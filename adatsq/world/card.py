@@ -48,6 +48,9 @@ classifier-free guidance does in two (`adatsq/world/flux.py`). On one {device}, 
 -m adatsq.world.train --work WORK`; a line goes on from the checkpoint of the one before it. Training stops
 by the clock, so a repetition is close, not bit-identical.
 
+held_out_parse is the share of whole sentences kept out of the text encoders' training, nearly all of the
+short ones among them, that their training heads parse right; psnr_db is of the autoencoder on fresh scenes.
+
 {recipe}
 
 ## Scores
