@@ -83,18 +83,18 @@ def caption(kind: int, relation: int, shape: list[int], color: list[int]) -> str
     if kind_name.startswith("counting"):
         return f"{NUMBERS[count]} {words[0]}" + ("es" if SHAPES[shape[0]] == "cross" else "s")
     if count == 1:
-        return f"{_article(words[0])} {words[0]}"
+        return f"{article(words[0])} {words[0]}"
     link = RELATIONS[relation] if kind_name.startswith("position") else "and"
-    return f"{_article(words[0])} {words[0]} {link} {_article(words[1])} {words[1]}"
+    return f"{article(words[0])} {words[0]} {link} {article(words[1])} {words[1]}"
 
 
-def _article(word: str) -> str:
+def article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
 def sample_scenes(n: int, generator: torch.Generator, kind: int | None = None) -> Scenes:
     """Draw n scenes on the generator's device; `kind` fixes the kind of caption (an index into KINDS)."""
-    draw = _Draw(generator)
+    draw = Draw(generator)
     if kind is None:
         kinds = torch.multinomial(
             torch.tensor(_KIND_SHARES, device=draw.device), n, replacement=True, generator=generator
@@ -124,12 +124,12 @@ def sample_scenes(n: int, generator: torch.Generator, kind: int | None = None) -
         color=torch.where(present, color, -1),
         center=_sample_centers(draw, present, radius, relation),
         radius=radius,
-        background=_sample_background(draw, n),
+        background=sample_background(draw, n),
         angle=draw.uniform(0, 2 * torch.pi, n),
     )
 
 
-class _Draw:
+class Draw:
     """Uniform draws from one generator, on its device."""
 
     def __init__(self, generator: torch.Generator):
@@ -142,7 +142,7 @@ class _Draw:
         return torch.randint(low, high, size, generator=self.generator, device=self.device)
 
 
-def _sample_radius(draw: _Draw, count: torch.Tensor) -> torch.Tensor:
+def _sample_radius(draw: Draw, count: torch.Tensor) -> torch.Tensor:
     """Pixels; the more objects, the smaller."""
     low = torch.tensor([9.0, 8.0, 7.0, 7.0], device=draw.device)[count - 1]
     high = torch.tensor([15.0, 11.0, 9.0, 8.5], device=draw.device)[count - 1]
@@ -179,7 +179,7 @@ def _well_placed(xy, radius, present, relation):
     return (apart | ~pair).all(dim=(1, 2)) & asked
 
 
-def _sample_background(draw: _Draw, n: int) -> torch.Tensor:
+def sample_background(draw: Draw, n: int) -> torch.Tensor:
     """Dark and muted, so that every object colour stands out; half of them plain, half graded."""
     grey = draw.uniform(0.08, 0.32, n, 2, 1)
     ends = (grey + draw.uniform(-0.05, 0.05, n, 2, 3)).clamp(0.03, 0.37)
