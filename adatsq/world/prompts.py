@@ -13,7 +13,7 @@ import itertools
 import json
 import random
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from adatsq.world.scenes import COLORS, KINDS, NUMBERS, RELATIONS, SHAPES, caption
@@ -43,13 +43,37 @@ class Prompt:
 
 def load_prompts(path: str | Path) -> list[Prompt]:
     """Read one of the files that this module writes."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no prompt file {path}; write it with: python -m adatsq.world.prompts {path.parent}"
-        )
-    rows = json.loads(path.read_text())
+    rows = read_prompts(path, Prompt, "adatsq.world.prompts")
     return [Prompt(**{**row, "objects": tuple((s, c) for s, c in row["objects"])}) for row in rows]
+
+
+def read_prompts(path: str | Path, kind: type, writer: str) -> list[dict]:
+    """The rows of a prompt file, each with exactly the fields of the dataclass `kind`.
+
+    FileNotFoundError: no such file. ValueError: it holds something else, say prompts of another world.
+    """
+    path = Path(path)
+    advice = f"write it with: python -m {writer} {path.parent}"
+    if not path.is_file():
+        raise FileNotFoundError(f"no prompt file {path}; {advice}")
+    wanted = [field.name for field in fields(kind)]
+    try:
+        rows = json.loads(path.read_text())
+        wrong = [row for row in rows if sorted(row) != sorted(wanted)]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} holds no list of prompts ({error}); {advice}") from None
+    if wrong:
+        raise ValueError(f"{path} has a prompt with {sorted(wrong[0])} instead of {sorted(wanted)}; {advice}")
+    return rows
+
+
+def write_prompts(path: Path, prompts: list) -> None:
+    """One prompt per line, so that a change shows; through a temporary file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = ",\n".join(" " + json.dumps(asdict(p)) for p in prompts)
+    path.with_suffix(".tmp").write_text(f"[\n{rows}\n]\n")
+    path.with_suffix(".tmp").replace(path)
+    print(f"{len(prompts)} prompts in {path}")
 
 
 def make_prompts(seed: int = 0) -> tuple[list[Prompt], list[Prompt]]:
@@ -58,10 +82,10 @@ def make_prompts(seed: int = 0) -> tuple[list[Prompt], list[Prompt]]:
     mine, theirs = _split(rng)
     evaluation, calibration = [], []
     for category, wanted in CATEGORIES.items():
-        pool = _shuffled(rng, _specs(category, *theirs))
+        pool = shuffled(rng, _specs(category, *theirs))
         evaluation += [pool[i % len(pool)] for i in range(wanted)]
         if category != "single_object":  # has nothing to tell apart: every shape is in the evaluation
-            calibration += [_shuffled(rng, _specs(category, *mine))]
+            calibration += [shuffled(rng, _specs(category, *mine))]
     turns = itertools.zip_longest(
         *calibration
     )  # one of each category in turn, so that any prefix is balanced
@@ -74,15 +98,21 @@ def make_prompts(seed: int = 0) -> tuple[list[Prompt], list[Prompt]]:
 
 def _split(rng):
     """(calibration, evaluation) halves of the pairs, the coloured shapes and the counted shapes."""
-    # a cycle through six shapes: each of them is in two of the pairs
-    order = _shuffled(rng, SHAPES)
-    kept = {frozenset((order[i], order[(i + 1) % 6])) for i in range(6)}
-    hues, shift = list(COLORS), 3
-    tinted = {(s, hues[(i + k) % len(hues)]) for i, s in enumerate(SHAPES) for k in (0, shift)}
-    counted = set(_shuffled(rng, itertools.product(SHAPES, NUMBERS))[:6])
+    kept, tinted = split_looks(rng)
+    counted = set(shuffled(rng, itertools.product(SHAPES, NUMBERS))[:6])
     mine = (lambda p: p in kept), (lambda t: t in tinted), (lambda n: n in counted)
     theirs = (lambda p: p not in kept), (lambda t: t not in tinted), (lambda n: n not in counted)
     return mine, theirs
+
+
+def split_looks(rng):
+    """The pairs of shapes (6 of 28, frozensets) and the (shape, colour) (16 of 64) kept for calibration."""
+    # a cycle through six shapes: each of them is in two of the pairs
+    order = shuffled(rng, SHAPES)
+    kept = {frozenset((order[i], order[(i + 1) % 6])) for i in range(6)}
+    hues, shift = list(COLORS), 3
+    tinted = {(s, hues[(i + k) % len(hues)]) for i, s in enumerate(SHAPES) for k in (0, shift)}
+    return kept, tinted
 
 
 def _specs(category, pair_ok, tint_ok, count_ok):
@@ -120,7 +150,7 @@ def _prompt(spec, seed):
     return Prompt(text, category, objects, count, relation, seed)
 
 
-def _shuffled(rng, items):
+def shuffled(rng, items):
     items = list(items)
     rng.shuffle(items)
     return items
@@ -128,12 +158,7 @@ def _shuffled(rng, items):
 
 def main(folder: str) -> None:
     for name, prompts in zip(FILES, make_prompts(), strict=True):
-        path = Path(folder) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = ",\n".join(" " + json.dumps(asdict(p)) for p in prompts)
-        path.with_suffix(".tmp").write_text(f"[\n{rows}\n]\n")
-        path.with_suffix(".tmp").replace(path)
-        print(f"{len(prompts)} prompts in {path}")
+        write_prompts(Path(folder) / name, prompts)
 
 
 if __name__ == "__main__":
