@@ -1,14 +1,23 @@
-"""Train flux-dev-mini from nothing:
+"""Train a mini model from nothing:
 
-    python -m adatsq.world.train --work work/flux-dev-mini --out data/models/flux-dev-mini
+    python -m adatsq.world.train flux-dev-mini --work work/flux-dev-mini --out data/models/flux-dev-mini
 
-Stages: text encoders, autoencoder, base transformer, guidance distillation, assembly of the FluxPipeline
-folder, a quick score (one picture a prompt, at several guidance scales). `--stages` runs only some.
+The models are flux-dev-mini, flux-schnell-mini, z-image-mini and wan2.1-mini; each one's recipe is a module
+here (`flux`, `schnell`, `zimage`, `wan`) that names its parts, stages and settings:
 
-A call goes on from what is in the work folder: the first two stages are skipped if they are done, the two of
-the transformer start from its checkpoint, which is written every minute, on new scenes and with a new warm-up
-of the optimizer. `--seconds` bounds a stage's training by the clock; the learning rate still ends at zero,
-unless --cooldown 0 leaves it high for a later call to go on.
+    text         small encoders of the model's classes learn to read captions
+    autoencoder  pixels to latents and back
+    base         the transformer learns flow matching
+    distill      it learns guidance at an input (flux-dev-mini)
+    steps        it learns to take fewer steps (flux-schnell-mini, z-image-mini)
+    assemble     the complete pipeline folder
+    score        a quick look at what the folder generates
+
+A part that the model does not train itself is taken from the finished model that its recipe names as START,
+in the folder --start. A call goes on from what is in the work folder: the first two stages are skipped if
+they are done, those of the transformer start from its checkpoint, which is written every minute, on new
+scenes and with a new warm-up of the optimizer. `--seconds` bounds a stage's training by the clock; the
+learning rate still ends at zero, unless --cooldown 0 leaves it high for a later call to go on.
 """
 
 import argparse
@@ -17,28 +26,24 @@ import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from adatsq.world import flux
-from adatsq.world.autoencoder import train_autoencoder
-from adatsq.world.judge import Judge
-from adatsq.world.prompts import CATEGORIES, load_prompts
-from adatsq.world.text import train_text
+from adatsq.world import flow, flux, schnell, wan, zimage
 
-STAGES = ("text", "autoencoder", "base", "distill", "assemble", "score")
+RECIPES = {"flux-dev-mini": flux, "flux-schnell-mini": schnell, "z-image-mini": zimage, "wan2.1-mini": wan}
+STAGES = ("text", "autoencoder", "base", "distill", "steps", "assemble", "score")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("model", choices=RECIPES)
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
-    parser.add_argument("--out", type=Path, help="pipeline folder that the last stage writes")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--out", type=Path, help="pipeline folder that `assemble` writes")
+    parser.add_argument("--start", type=Path, default=Path("data/models/flux-dev-mini"))
+    parser.add_argument("--stages", nargs="+", choices=STAGES, help="by default all of the recipe's")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=2**20, help="number of cached training scenes")
@@ -49,69 +54,99 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="adamw")
     parser.add_argument("--seconds", type=float, default=float("inf"))
     args = parser.parse_args()
+    recipe = RECIPES[args.model]
+    stages = args.stages or recipe.STAGES
+    foreign = [stage for stage in stages if stage not in recipe.STAGES]
+    if foreign:
+        parser.error(f"{args.model} has no stage {foreign[0]}: its stages are {', '.join(recipe.STAGES)}")
     args.work.mkdir(parents=True, exist_ok=True)
     if args.device != "cpu":
         torch.backends.cuda.enable_cudnn_sdp(False)  # its backward corrupts memory at small head sizes
         torch.set_float32_matmul_precision("high")
     torch.manual_seed(args.seed)
-    for stage in args.stages:
+    for stage in stages:
         start = time.monotonic()
-        globals()[f"run_{stage}"](args)
-        print(f"stage {stage}: {time.monotonic() - start:.0f} s", flush=True)
+        globals()[f"run_{stage}"](recipe, args)
+        print(f"{args.model}, stage {stage}: {time.monotonic() - start:.0f} s", flush=True)
 
 
-def run_text(args) -> None:
-    if (args.work / "text_encoder_2").exists():
+def run_text(recipe, args) -> None:
+    names = [name for name in recipe.PARTS if name.startswith("text_encoder")]
+    if all((args.work / name).exists() for name in names):
         return
-    clip, clip_tokenizer, t5, t5_tokenizer, right = train_text(args.seed, device=args.device)
+    components, right = recipe.train_encoders(args.seed, args.device)
     log(args.work, caption_parse=right)
-    parts = {
-        "text_encoder": clip,
-        "tokenizer": clip_tokenizer,
-        "tokenizer_2": t5_tokenizer,
-        "text_encoder_2": t5,
-    }
-    for name, part in parts.items():
+    for name, part in components.items():
         part.save_pretrained(args.work / name)
 
 
-def run_autoencoder(args) -> None:
+def run_autoencoder(recipe, args) -> None:
     if (args.work / "vae").exists():
         return
-    model, psnr = train_autoencoder(args.seed, device=args.device, max_seconds=args.seconds)
+    model, psnr = recipe.train_autoencoder(args.seed, device=args.device, max_seconds=args.seconds)
     log(args.work, autoencoder_psnr=psnr)
     model.save_pretrained(args.work / "vae")
 
 
-def run_base(args) -> None:
+def run_base(recipe, args) -> None:
     path = args.work / "base.safetensors"
-    model = flux.build_transformer()
+    model = recipe.build_transformer()
     if path.exists():
         model.load_state_dict(load_file(path))
-    train(args, flux.train_base, model, path)
+    model.to(args.device)
+    train(recipe, args, partial(flow.train_base, model, velocity=recipe.velocity, shift=recipe.SHIFT), path)
 
 
-def run_distill(args) -> None:
+def run_distill(recipe, args) -> None:
     path = args.work / "distilled.safetensors"
-    model = flux.build_transformer()
-    model.load_state_dict(load_file(args.work / "base.safetensors"))
-    student = None
-    if path.exists():
-        student = flux.build_transformer()
-        student.load_state_dict(load_file(path))
-    train(args, partial(flux.distill_guidance, student=student), model, path)
+    teacher = recipe.build_transformer()
+    teacher.load_state_dict(load_file(args.work / "base.safetensors"))
+    student = _resumed(recipe.build_transformer, path)
+    options = {"velocity": recipe.velocity, "shift": recipe.SHIFT, "scales": recipe.GUIDANCE}
+    teacher.to(args.device)
+    train(recipe, args, partial(flow.distill_guidance, teacher, student=student, **options), path)
 
 
-def train(args, method, model: FluxTransformer2DModel, path: Path) -> None:
-    vae, encoders = load_parts(args.work, args.device)
-    seen = json.loads((args.work / "log.json").read_text()).get(f"{path.stem}_scenes", 0)
+def run_steps(recipe, args) -> None:
+    """The teacher is this model's own base, or the finished model that it starts from."""
+    path, base = args.work / "steps.safetensors", args.work / "base.safetensors"
+    teacher = recipe.teacher()
+    if base.exists():
+        teacher.load_state_dict(load_file(base))
+    else:
+        teacher = type(teacher).from_pretrained(args.start / "transformer", dtype=torch.float32)
+    student = _resumed(recipe.build_transformer, path) or recipe.student(teacher)
+    teacher.to(args.device)
+    method = partial(
+        flow.distill_steps,
+        teacher,
+        student=student,
+        velocity=recipe.velocity,
+        target_velocity=recipe.target_velocity,
+        sigmas=recipe.SIGMAS,
+        substeps=recipe.SUBSTEPS,
+    )
+    train(recipe, args, method, path)
+
+
+def _resumed(build, path: Path):
+    if not path.exists():
+        return None
+    model = build()
+    model.load_state_dict(load_file(path))
+    return model
+
+
+def train(recipe, args, method, path: Path) -> None:
+    """Run one stage of the transformer's training and write its averaged weights to path."""
+    file = args.work / "log.json"
+    seen = json.loads(file.read_text()).get(f"{path.stem}_scenes", 0) if file.exists() else 0
     # a continued run sees new scenes
     generator = torch.Generator(args.device).manual_seed(args.seed + 1 + seen)
-    data = flux.Data(vae, encoders, args.scenes, generator, chunk=min(4096, args.scenes))
-    print(f"{len(data.latents)} scenes, {len(data.pooled)} captions", flush=True)
+    data = recipe.data(load_parts(recipe, args, args.device), args.scenes, generator)
+    print(f"{len(data.latents)} scenes, {len(data.text[0])} captions", flush=True)
     averaged = method(
-        model.to(args.device),
-        data,
+        data=data,
         steps=args.steps,
         batch_size=args.batch_size,
         lr=args.lr,
@@ -125,49 +160,32 @@ def train(args, method, model: FluxTransformer2DModel, path: Path) -> None:
     log(args.work, **{f"{path.stem}_scenes": seen + args.scenes})
 
 
-def run_assemble(args) -> None:
+def run_assemble(recipe, args) -> None:
     """bf16, in files of at most 16 MB, with the settings to sample with beside it."""
-    vae, (clip, clip_tokenizer, t5, t5_tokenizer) = load_parts(args.work, "cpu")
-    transformer = flux.build_transformer()
-    transformer.load_state_dict(load_file(args.work / "distilled.safetensors"))
-    pipe = FluxPipeline(
-        scheduler=flux.build_scheduler(),
-        vae=vae,
-        text_encoder=clip,
-        tokenizer=clip_tokenizer,
-        text_encoder_2=t5,
-        tokenizer_2=t5_tokenizer,
-        transformer=transformer,
-    )
+    stages = [s for s in recipe.STAGES if s in ("base", "distill", "steps")]
+    name = {"base": "base", "distill": "distilled", "steps": "steps"}[stages[-1]]
+    transformer = recipe.build_transformer()
+    transformer.load_state_dict(load_file(args.work / f"{name}.safetensors"))
+    pipe = recipe.pipeline(load_parts(recipe, args, "cpu"), transformer)
     pipe.to(dtype=torch.bfloat16).save_pretrained(args.out, max_shard_size="15MB")
-    (args.out / "sampling.json").write_text(json.dumps(flux.SAMPLING, indent=2) + "\n")
+    (args.out / "sampling.json").write_text(json.dumps(recipe.SAMPLING, indent=2) + "\n")
 
 
-def run_score(args) -> None:
-    pipe = FluxPipeline.from_pretrained(args.out, dtype=torch.float32).to(args.device)
-    pipe.set_progress_bar_config(disable=True)
-    prompts = load_prompts("data/prompts/evaluation.json")
-    for guidance in (1.0, 2.0, 3.5, 5.0):
-        generators = [torch.Generator("cpu").manual_seed(p.seed) for p in prompts]
-        options = {**flux.SAMPLING, "guidance_scale": guidance, "output_type": "np", "generator": generators}
-        passed = Judge()(pipe([p.text for p in prompts], **options).images, prompts)
-        share = {
-            c: float(np.mean([ok for ok, p in zip(passed, prompts, strict=True) if p.category == c]))
-            for c in CATEGORIES
-        }
-        log(
-            args.work,
-            **{f"score_guidance_{guidance:g}": {"total": float(np.mean(list(share.values()))), **share}},
-        )
+def run_score(recipe, args) -> None:
+    from adatsq.world.score import quick_score
+
+    log(args.work, score=quick_score(args.out, args.device))
 
 
-def load_parts(work: Path, device: str):
-    """(autoencoder, (clip, clip tokenizer, t5, t5 tokenizer)), frozen, on the device."""
-    vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval().requires_grad_(False)
-    clip = CLIPTextModel.from_pretrained(work / "text_encoder").to(device).eval().requires_grad_(False)
-    t5 = T5EncoderModel.from_pretrained(work / "text_encoder_2").to(device).eval().requires_grad_(False)
-    clip_tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    return vae, (clip, clip_tokenizer, t5, T5Tokenizer.from_pretrained(work / "tokenizer_2"))
+def load_parts(recipe, args, device: str) -> dict:
+    """All components but the transformer and the scheduler, frozen, on the device."""
+    parts = {}
+    for name, kind in recipe.PARTS.items():
+        folder = args.work / name if (args.work / name).exists() else args.start / name
+        parts[name] = kind.from_pretrained(folder)
+        if isinstance(parts[name], torch.nn.Module):
+            parts[name] = parts[name].to(device, torch.float32).eval().requires_grad_(False)
+    return parts
 
 
 def save(model, path: Path) -> None:
