@@ -9,7 +9,7 @@ Everything a notebook needs is imported from here; `adatsq.world` (the shapes wo
 from adatsq.candidates import SHARES
 from adatsq.fisher import Fisher, temporal_fisher
 from adatsq.io import load, save, size_report
-from adatsq.models import load_pipeline, quantizable, sampling
+from adatsq.models import kept, load_pipeline, quantizable, sampling
 from adatsq.policy import Policy, apply
 from adatsq.recipes import adatsq_weights, hadamard, hadamard_gptq, quantize, rtn, summary
 from adatsq.search import SearchResult, beam_search, brute_force, hypervolume_share
@@ -30,6 +30,7 @@ __all__ = [
     "hadamard",
     "hadamard_gptq",
     "hypervolume_share",
+    "kept",
     "load",
     "load_pipeline",
     "quantizable",

@@ -33,8 +33,9 @@ def hessians(
 
     alpha: index timestep, columns layer, as `Fisher.alpha` makes it; None is uniform. layers: names, or all.
     At most the Hessians of `blocks_per_pass` blocks exist at once (None: of all); each pass runs the whole
-    trace up to its last block. Recorded latents go in, but the blocks before run as they are at that moment:
-    a caller who quantizes each block when it comes gives the next ones quantised inputs, as GPTQ does.
+    trace, each call up to the last block of the pass. Recorded latents go in, but the blocks before run as
+    they are at that moment: a caller who quantizes each block when it comes gives the next ones quantised
+    inputs, as GPTQ does.
     Raises ValueError if alpha lacks a layer, has other timesteps than the trace, or a negative or NaN weight.
     """
     trace.check(pipe)
@@ -95,7 +96,7 @@ def _passes(
     ):
         group = order[first : first + blocks_per_pass]
         names = [name for block in group for name in blocks[block]]
-        found = _one_pass(pipe, trace, weights, names, group[-1], batch_size, dtype)
+        found = _one_pass(pipe, trace, weights, names, group, batch_size, dtype)
         for block in group:
             yield block, {name: found.pop(name) for name in blocks[block]}
 
@@ -105,11 +106,11 @@ def _one_pass(
     trace: Trace,
     weights: pd.DataFrame,
     names: list[str],
-    last_block: str,
+    group: list[str],
     batch_size: int,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """H' of the named layers, from one run over the trace that goes no further than `last_block`."""
+    """H' of the named layers, from one run over the trace whose calls end when all blocks in `group` ran."""
     found: dict[str, Tensor] = {}
     x_before, product = None, None
 
@@ -123,21 +124,29 @@ def _one_pass(
             found[name] = torch.zeros_like(product)
         found[name].add_(product, alpha=weights.at[t, name] / rows_at_t)
 
-    def leave(*_) -> None:
-        raise _Left
+    def leave(name: str) -> None:
+        ran.add(name)
+        if len(ran) == len(group):
+            raise _Left
 
     batches = [range(len(trace))[i : i + batch_size] for i in range(0, len(trace), batch_size)]
-    hook = pipe.transformer.get_submodule(last_block).register_forward_hook(leave)
+    ran: set[str] = set()
+    modules = {name: pipe.transformer.get_submodule(name) for name in group}
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: leave(name)) for name, module in modules.items()
+    ]
     try:
         with layer_inputs(pipe.transformer, names, add), torch.no_grad(), _exact_products():
             for t in range(len(trace.timesteps)):
                 for index in batches:
+                    ran.clear()
                     try:
                         velocity(pipe.transformer, trace, t, index=index)
                     except _Left:
                         pass
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     return found
 
 

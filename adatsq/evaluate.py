@@ -14,7 +14,8 @@ from diffusers import DiffusionPipeline
 from torchmetrics.functional.image import structural_similarity_index_measure
 from tqdm.auto import tqdm
 
-from adatsq.models import prompt_list, sampling
+from adatsq.models import prompt_list
+from adatsq.settings import call_settings
 
 RESAMPLES = 2000
 
@@ -27,38 +28,47 @@ def generate(
     progress: bool = True,
     **call,
 ) -> np.ndarray:
-    """One image per prompt and seed, (N, H, W, 3) uint8, by the pipeline itself with the model's settings.
+    """One image per prompt and seed, (N, H, W, 3) uint8, or clip, (N, F, H, W, 3), by the pipeline itself
+    with the model's settings.
 
     Noise comes from a CPU generator per image, so an image does not depend on its batch or on the device.
-    ValueError for no prompt, one that is empty or no string, or as many seeds as do not fit.
+    ValueError, before any work, for no prompt, one that is empty or no string, as many seeds as do not fit,
+    and what `settings.call_settings` refuses.
     """
     prompts, seeds = prompt_list(prompts), list(seeds)
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: give one seed per prompt")
+    options = {**call_settings(pipe, call), "output_type": "np"}
     pipe.set_progress_bar_config(disable=True)
     images = []
     for i in tqdm(range(0, len(prompts), batch_size), desc="images", disable=not progress):
         generators = [torch.Generator("cpu").manual_seed(int(s)) for s in seeds[i : i + batch_size]]
-        options = {**sampling(pipe), **call, "output_type": "np"}
-        images.append(pipe(prompts[i : i + batch_size], generator=generators, **options).images)
+        images.append(pipe(prompts[i : i + batch_size], generator=generators, **options)[0])
     return (np.concatenate(images) * 255).round().astype(np.uint8)
 
 
 def psnr(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each image to its reference, dB, at most 100. Both (N, H, W, 3) uint8."""
+    """Peak signal-to-noise ratio of each image to its reference, dB, at most 100; for clips, mean of frames.
+
+    Both (N, H, W, 3) or (N, F, H, W, 3) uint8.
+    """
     _same_shape(images, reference)
-    error = np.square(images.astype(np.float64) - reference).mean(axis=(1, 2, 3))
-    return np.minimum(10 * np.log10(255.0**2 / np.maximum(error, 1e-12)), 100.0)
+    error = np.square(images.astype(np.float64) - reference).mean(axis=(-3, -2, -1))
+    ratio = np.minimum(10 * np.log10(255.0**2 / np.maximum(error, 1e-12)), 100.0)
+    return ratio.reshape(len(images), -1).mean(1)
 
 
 def ssim(images: np.ndarray, reference: np.ndarray, batch_size: int = 256) -> np.ndarray:
-    """Structural similarity of each image to its reference, in [-1, 1]. Both (N, H, W, 3) uint8."""
+    """Structural similarity of each image to its reference, in [-1, 1]; for clips, mean of frames.
+
+    Both (N, H, W, 3) or (N, F, H, W, 3) uint8.
+    """
     _same_shape(images, reference)
-    values = []
-    for i in range(0, len(images), batch_size):
-        a, b = (torch.as_tensor(x[i : i + batch_size]).permute(0, 3, 1, 2) / 255 for x in (images, reference))
+    frames, values = [x.reshape(-1, *x.shape[-3:]) for x in (images, reference)], []
+    for i in range(0, len(frames[0]), batch_size):
+        a, b = (torch.as_tensor(x[i : i + batch_size]).permute(0, 3, 1, 2) / 255 for x in frames)
         values.append(structural_similarity_index_measure(a, b, data_range=1.0, reduction="none").reshape(-1))
-    return torch.cat(values).numpy()
+    return torch.cat(values).reshape(len(images), -1).mean(1).numpy()
 
 
 def category_scores(passed: np.ndarray, categories: Sequence[str]) -> dict[str, float]:

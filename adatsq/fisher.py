@@ -6,7 +6,8 @@
 The paper leaves open which loss, and the scale of I against tau. At the full-precision weights the distance
 to the full-precision output v has no gradient, so we take its Gauss-Newton curvature: with y ~ N(v, 1), the
 loss 0.5 * ||v - y||^2 has dL/dv = z, z ~ N(0, 1), and one backpropagated normal probe z is one sample of
-dL/dW. Dividing by the mean over time makes tau a plain number; tau = inf is uniform calibration.
+dL/dW. v is what the scheduler is given: with guidance the gradient runs through both branches. Dividing by
+the mean over time makes tau a plain number; tau = inf is uniform calibration.
 J can be as large as T (one timestep has it all), so the same tau is sharper on longer runs.
 """
 
@@ -112,12 +113,19 @@ def temporal_fisher(
 
     loss: a key of LOSSES. probes: samples of z (or of the noise) per image and timestep; each image has its
     own, drawn from (seed, timestep, image), so neither batches nor splitting the trace change the result.
-    Raises ValueError for a quantized pipeline, whose rounding has no gradient, and for another model's trace.
+    Raises ValueError for a quantized pipeline, whose rounding has no gradient, for another model's trace, and
+    for the flow-matching loss of a model that answers something else than the flow.
     """
     if loss not in LOSSES:
         raise ValueError(f"loss is {loss!r}: choose one of {', '.join(map(repr, LOSSES))}")
     if probes < 1 or batch_size < 1:
         raise ValueError(f"probes and batch_size must be at least 1, got {probes} and {batch_size}")
+    config = trace.scheduler.config
+    flow = config.get("use_flow_sigmas", "FlowMatch" in type(trace.scheduler).__name__)
+    if loss == "flow-matching" and not flow:
+        raise ValueError(
+            f"{type(trace.scheduler).__name__} is no flow-matching scheduler: use 'gauss-newton'"
+        )
     trace.check(pipe)
     transformer, names = pipe.transformer, [layer.name for layer in trace.layers]
     for name in names:
@@ -134,7 +142,7 @@ def temporal_fisher(
             for probe in range(probes):
                 noise = torch.stack([_noise(trace, i, t, seed, probe) for i in index])
                 latents, gradient = LOSSES[loss](trace, t, index, noise)
-                with _squared_gradients(transformer, names, total):
+                with _squared_gradients(transformer, names, total, trace.branches):
                     v = velocity(transformer, trace, t, latents, index)
                     v.backward(gradient(v.detach()).to(v.dtype))
             per_image[t, index] = total.double().cpu() / probes
@@ -169,19 +177,27 @@ def _noise(trace: Trace, i: int, t: int, seed: int, probe: int) -> Tensor:
 
 
 @contextmanager
-def _squared_gradients(transformer: nn.Module, names: Sequence[str], total: Tensor) -> Iterator[None]:
+def _squared_gradients(
+    transformer: nn.Module, names: Sequence[str], total: Tensor, branches: int
+) -> Iterator[None]:
     """While open, each backward pass adds mean((dL/dW_l)^2) of image n and layer l to total[n, l].
 
-    dL/dW = dY^T X is formed in the hook of one layer, for one image, and dropped: no two gradients ever exist
-    at once. Weights need no gradient for it; the outputs of the first layers start the graph.
+    dL/dW = dY^T X, over all tokens of all branches of an image, is formed in the hook of one layer, for one
+    image, and dropped: no two gradients ever exist at once. Weights need no gradient for it; the outputs of
+    the first layers start the graph.
     """
+
+    def by_image(rows: Tensor) -> Tensor:
+        """(branches * N, ..., features), branch-major, to (branches, N, tokens, features)."""
+        return rows.reshape(branches, len(total), -1, rows.shape[-1])
 
     def after(module: nn.Module, args: tuple, y: Tensor, l: int) -> None:
         x = args[0].detach()
 
         def add(dy: Tensor) -> None:
-            for n in range(len(dy)):
-                g = dy[n].reshape(-1, dy.shape[-1]).T @ x[n].reshape(-1, x.shape[-1])
+            dy_n, x_n = by_image(dy), by_image(x)
+            for n in range(len(total)):
+                g = dy_n[:, n].reshape(-1, dy.shape[-1]).T @ x_n[:, n].reshape(-1, x.shape[-1])
                 total[n, l] += g.float().square().mean()
 
         y.requires_grad_()

@@ -1,10 +1,12 @@
 """What the method must know of a model: how to load and call it, and which of its linears are quantised.
 
-A diffusion transformer keeps its blocks in `nn.ModuleList`s that are direct children of the model (Flux has
-`transformer_blocks` and `single_transformer_blocks`). Linears inside the blocks are quantised; everything
-around them (embedders, time and text projections, the last norm and projection) stays in 16 bit.
+A diffusion transformer keeps its blocks in `nn.ModuleList`s that are direct children of the model and whose
+members attend (Flux: `transformer_blocks`, `single_transformer_blocks`; Z-Image: `noise_refiner`,
+`context_refiner`, `layers`; Wan: `blocks`). Linears inside the blocks are quantised; everything around them
+(embedders, time and text projections, the last norm and projection) stays in 16 bit: `kept` lists it.
 """
 
+import hashlib
 import inspect
 import json
 import re
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
+import pandas as pd
 import torch
 import transformers
 from diffusers import DiffusionPipeline
@@ -44,16 +47,21 @@ class Layer:
 
 
 def block_names(transformer: nn.Module) -> list[str]:
-    """Names of the transformer's blocks in the order in which the model runs them."""
+    """Names of the transformer's blocks in the order in which it holds them, and mostly runs them.
+
+    ValueError for a transformer without blocks that are known by an attention inside.
+    """
     lists = [
-        (name, child) for name, child in transformer.named_children() if isinstance(child, nn.ModuleList)
+        (name, child)
+        for name, child in transformer.named_children()
+        if isinstance(child, nn.ModuleList) and any("att" in part for part, _ in child.named_modules())
     ]
     names = [f"{name}.{i}" for name, blocks in lists for i in range(len(blocks))]
     if not names:
         children = ", ".join(name for name, _ in transformer.named_children()) or "none"
         raise ValueError(
-            f"{type(transformer).__name__} has no nn.ModuleList of blocks among its children ({children}), "
-            "so there is no telling which of its linears to quantise"
+            f"{type(transformer).__name__} has no nn.ModuleList of blocks with attention among its children "
+            f"({children}), so there is no telling which of its linears to quantise"
         )
     return names
 
@@ -67,6 +75,37 @@ def quantizable(transformer: nn.Module) -> list[Layer]:
                 role = "weight" if re.search("norm|modulation", name, re.IGNORECASE) else "act"
                 layers.append(Layer(f"{block}.{name}", module.in_features, module.out_features, role))
     return layers
+
+
+REASONS = (  # why a part stays in 16 bit, by its name; the first that fits
+    ("norm|scale_shift|modulation", "norm or modulation: vectors"),
+    ("bias$", "bias of a quantised linear"),
+    ("time|guidance|t_embed", "time projection: one row per image, and every block follows it"),
+    ("final|proj_out|unpatch|^out", "final projection: its error goes into the answer as it is"),
+    ("embed|patch|proj|caption|refiner|^x_|token", "embedder: few products, and all blocks follow it"),
+)
+
+
+def kept(transformer: nn.Module) -> pd.DataFrame:
+    """What stays in 16 bit: a row per part outside the blocks, and per kind of tensor inside (*: any block).
+
+    Columns: module, parameters (its numbers, of all blocks together), reason.
+    """
+    weights = {
+        f"{layer.name}.{part}" for layer in quantizable(transformer) for part in ("weight", "codes", "scale")
+    }
+    inside, parameters = {name.split(".")[0] for name in block_names(transformer)}, {}
+    for name, tensor in transformer.state_dict().items():
+        if name in weights:
+            continue
+        first, *rest = name.split(".")
+        module = ".".join([first, "*", *rest[1:]]) if first in inside else first
+        parameters[module] = parameters.get(module, 0) + tensor.numel()
+    reasons = [
+        next((reason for pattern, reason in REASONS if re.search(pattern, module)), "no linear of a block")
+        for module in parameters
+    ]
+    return pd.DataFrame({"module": parameters.keys(), "parameters": parameters.values(), "reason": reasons})
 
 
 def load_pipeline(
@@ -150,3 +189,30 @@ def sampling(pipe: DiffusionPipeline) -> dict:
     if unknown:
         raise ValueError(f"{file} has settings that {type(pipe).__name__} does not take: {sorted(unknown)}")
     return settings
+
+
+def fingerprint(transformer: nn.Module) -> str:
+    """A name for exactly this model, the same before and after quantization and in float32 or bfloat16.
+
+    Made of its class, its configuration, its layers, and the vectors (biases, scales) outside its blocks,
+    which are never quantised and which no two trainings share.
+    """
+    config = {k: v for k, v in transformer.config.items() if k[0] != "_" and k != "quantization_config"}
+    layers = [[layer.name, layer.in_features, layer.out_features] for layer in quantizable(transformer)]
+    digest = hashlib.sha256(json.dumps([config, layers], sort_keys=True, default=str).encode())
+    blocks = tuple(f"{block}." for block in block_names(transformer))
+    for name, parameter in sorted(transformer.named_parameters()):
+        if parameter.ndim == 1 and not name.startswith(blocks):
+            digest.update(parameter.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return f"{type(transformer).__name__}-{digest.hexdigest()[:16]}"
+
+
+@contextmanager
+def quiet(pipe: DiffusionPipeline) -> Iterator[None]:
+    """Without the pipeline's own progress bar, of which there would be one per batch."""
+    before = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(**{**before, "disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**before)

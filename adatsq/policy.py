@@ -18,8 +18,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from adatsq.call import argument_names, bind
 from adatsq.files import checksum, write_text
-from adatsq.trace import Trace, bind, fingerprint
+from adatsq.trace import Trace, fingerprint
 
 FORMAT_VERSION = 1
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)  # 16: activations left as they are
@@ -110,6 +111,14 @@ class Policy:
                 f"{plain[0]}: quantize the pipeline first (adatsq.quantize)"
             )
 
+    def check_steps(self, steps: int) -> None:
+        """ValueError for another number of steps than the policy's."""
+        if steps != len(self.timesteps):
+            raise ValueError(
+                f"this policy is for {len(self.timesteps)} steps, the pipeline is set to {steps}: use "
+                f"num_inference_steps={len(self.timesteps)}, or search a policy for {steps} steps"
+            )
+
     def to_dict(self) -> dict:
         """Plain lists and numbers, with a checksum: what the JSON file holds."""
         content = {
@@ -168,7 +177,9 @@ def apply(pipe: DiffusionPipeline, policy: Policy) -> "Applied":
     """From now on every run of the pipeline follows the policy; `.remove()` on the result ends that.
 
     A policy that was applied before is replaced. ValueError if this one is for another model; a run with
-    other timesteps raises ValueError when it starts, or at its first timestep that is not due.
+    other timesteps raises ValueError when it starts, or at its first timestep that is not due. Its bits hold
+    for all branches of a step (guidance); that a run has as many as the search is up to
+    `settings.call_settings`.
     """
     policy.check(pipe)
     if hasattr(pipe.transformer, "_adatsq_applied"):
@@ -196,7 +207,7 @@ class Applied:
             self._assign(transformer, self.before)
 
     def _follow(self, transformer: nn.Module, args: tuple, kwargs: dict) -> None:
-        timestep = bind(transformer, args, kwargs)["timestep"]
+        timestep = bind(transformer, args, kwargs)[argument_names(transformer)[1]]
         eps = torch.finfo(timestep.dtype).eps if timestep.is_floating_point() else 0.0
         row = self._find(float(timestep.flatten()[0]), eps)
         if row != self.row:
@@ -225,11 +236,8 @@ class Applied:
                 self.last = t
                 return row
         self.row = None  # so that the next run starts anew
-        if steps not in (None, len(timesteps)):
-            raise ValueError(
-                f"this policy is for {len(timesteps)} steps, the pipeline is set to {steps}: use "
-                f"num_inference_steps={len(timesteps)}, or search a policy for {steps} steps"
-            )
+        if steps is not None:
+            self.policy.check_steps(steps)
         raise ValueError(
             f"this policy is for {len(timesteps)} steps at timesteps {_shown(timesteps)}; the pipeline is at "
             f"timestep {t:.6g} where {timesteps[due]:.6g} was due. Use the size and scheduler of the "

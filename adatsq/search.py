@@ -83,7 +83,8 @@ def beam_search(
     budget: average bits to end at; then a path must be able to end within one candidate's step below it.
     images: which of the trace's images to follow, by default the first four.
     batch_size: images per call of the transformer, which serves several paths at once; with batch_size =
-    len(images) each call is the very call that the pipeline will make, and errors repeat bit for bit.
+    len(images) each call is the very call that the pipeline will make, and errors repeat bit for bit (with
+    guidance, up to rounding: all branches run in one call).
     ValueError for a budget below the cheapest candidates, images that the trace has not, an unquantised
     pipeline, or another model's.
     """

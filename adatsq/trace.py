@@ -4,18 +4,12 @@
 and what it answered at every step. With that, `velocity` repeats any single call and `step` any single
 scheduler step, for the recorded latents or for others, without the pipeline's loop.
 
-What is particular to a model family is in `Trace.call`, `_run` and `_per_image`: Flux takes one call per
-step, and tensors whose first axis is the image except for position ids, which all images share.
+How a model family is called, with one branch or several for guidance, is found out from the run (`call`).
 """
 
 import copy
-import hashlib
-import inspect
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 
 import numpy as np
 import torch
@@ -23,20 +17,46 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from adatsq.models import Layer, block_names, prompt_list, quantizable, sampling
+from adatsq.call import (
+    CallForm,
+    check_combination,
+    concatenated,
+    guided,
+    layer_inputs,
+    pick,
+    read,
+    same,
+    stacked,
+    to_device,
+    watching,
+)
+from adatsq.models import Layer, fingerprint, prompt_list, quantizable, quiet
+from adatsq.settings import call_settings
 
-OURS = {"prompt", "generator", "latents", "num_images_per_prompt", "output_type", "callback_on_step_end"}
+OURS = {
+    "prompt",
+    "generator",
+    "latents",
+    "num_images_per_prompt",
+    "num_videos_per_prompt",
+    "output_type",
+    "return_dict",
+    "callback_on_step_end",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """A run of T steps for N images; tensors are on the CPU.
+    """A run of T steps for N images, or clips; tensors are on the CPU.
 
     timesteps: T floats, as the transformer was called with. latents: (T + 1, N, ...) float32; latents[t]
-    enters step t, latents[T] goes to the decoder. velocity: (T, N, ...) float32, the transformer's answers.
-    images: (N, H, W, 3) uint8. conditioning: the transformer's other arguments. dtype: of latents and
-    timestep in the pipeline. scheduler: as it was before the first step; step a copy of it. tokens: rows that
-    each layer sees per image. model: the transformer's `fingerprint`. settings: what the pipeline was given.
+    enters step t, latents[T] goes to the decoder. velocity: (T, N, ...) float32, what the scheduler got:
+    the transformer's answers, combined with `weights` if it has several branches. images: (N, H, W, 3) uint8,
+    clips (N, F, H, W, 3). conditioning: the transformer's other arguments; those in form.per_image have
+    branches * N rows, branch-major. form: how the transformer is called. dtype: of the scheduler's sample.
+    scheduler: as it was before the first step; step a copy of it. tokens: rows that each layer sees per
+    image, all branches counted (texts padded to the longest of a batch with their padding). model: the
+    transformer's `fingerprint`. settings: what the pipeline was given.
     """
 
     prompts: list[str]
@@ -46,12 +66,23 @@ class Trace:
     velocity: Tensor
     images: np.ndarray
     conditioning: dict
+    form: CallForm
     dtype: torch.dtype
     scheduler: object
     layers: list[Layer]
     tokens: dict[str, int]
     model: str
     settings: dict
+
+    @property
+    def branches(self) -> int:
+        """Rows per image in a step: 1, or 2 with classifier-free guidance."""
+        return self.form.branches
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """What the scheduler is given is the sum of the branches' answers, with these weights."""
+        return self.form.weights
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -65,13 +96,20 @@ class Trace:
     ) -> dict:
         """Keyword arguments of the transformer at step t for the images in `index` (all by default).
 
-        `latents` (len(index), ...) replaces the recorded ones. An image may occur in `index` more than once.
+        They have branches * len(index) rows, branch-major. `latents` (len(index), ...) replaces the recorded
+        ones. An image may occur in `index` more than once.
         """
         index = list(range(len(self)) if index is None else index)
-        arguments = {name: _rows(name, value, index) for name, value in self.conditioning.items()}
-        arguments["hidden_states"] = (self.latents[t][index] if latents is None else latents).to(self.dtype)
-        arguments["timestep"] = torch.full((len(index),), self.timesteps[t], dtype=self.dtype)
-        return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+        latents = self.latents[t][index] if latents is None else latents
+        arguments = {**self._conditioning(index), **self.form.inputs(latents, self.timesteps[t])}
+        return {name: to_device(value, device) for name, value in arguments.items()}
+
+    def _conditioning(self, index: list[int]) -> dict:
+        rows, per_image = self.form.rows(index, len(self)), self.form.per_image
+        return {
+            name: pick(value, rows) if name in per_image else value
+            for name, value in self.conditioning.items()
+        }
 
     def subset(self, index: Sequence[int]) -> "Trace":
         """The same run of some of the images."""
@@ -85,7 +123,7 @@ class Trace:
             latents=self.latents[:, index],
             velocity=self.velocity[:, index],
             images=self.images[index],
-            conditioning={name: _rows(name, value, index) for name, value in self.conditioning.items()},
+            conditioning=self._conditioning(index),
         )
 
     def check(self, pipe: DiffusionPipeline) -> None:
@@ -102,11 +140,28 @@ class Trace:
 
 
 def join(traces: Sequence[Trace]) -> Trace:
-    """One trace of all the images of several that were recorded with the same model and settings."""
+    """One trace of all the images of several that were recorded with the same model and settings.
+
+    Theirs are one batch then: ValueError for other timesteps, or texts that were padded to other lengths.
+    """
     first = traces[0]
     for trace in traces:
         if (trace.model, trace.timesteps) != (first.model, first.timesteps):
             raise ValueError(f"cannot join runs of {first.model} and {trace.model} or of different timesteps")
+        if not np.allclose(trace.weights, first.weights, rtol=0.01, atol=0.01):
+            raise ValueError(f"cannot join runs guided with weights {first.weights} and {trace.weights}")
+    # in a batch of one, what all images share may look like a row per image
+    per_image = frozenset.intersection(*(trace.form.per_image for trace in traces))
+    conditioning = dict(first.conditioning)
+    for name in per_image:
+        conditioning[name] = concatenated(
+            name,
+            [
+                pick(trace.conditioning[name], range(branch * len(trace), (branch + 1) * len(trace)))
+                for branch in range(first.branches)
+                for trace in traces
+            ],
+        )
     return replace(
         first,
         prompts=[prompt for trace in traces for prompt in trace.prompts],
@@ -114,12 +169,9 @@ def join(traces: Sequence[Trace]) -> Trace:
         latents=torch.cat([trace.latents for trace in traces], dim=1),
         velocity=torch.cat([trace.velocity for trace in traces], dim=1),
         images=np.concatenate([trace.images for trace in traces]),
-        conditioning={
-            name: torch.cat([trace.conditioning[name] for trace in traces])
-            if _per_image(name, value)
-            else value
-            for name, value in first.conditioning.items()
-        },
+        conditioning=conditioning,
+        form=replace(first.form, per_image=per_image),
+        tokens={name: max(trace.tokens[name] for trace in traces) for name in first.tokens},
     )
 
 
@@ -132,27 +184,27 @@ def record(
     progress: bool = True,
     **call,
 ) -> Trace:
-    """Generate one image per prompt and keep the run. Image i starts from seed + i, whatever the batch size.
+    """Generate one image (or clip) per prompt and keep the run. Image i starts from seed + i, whatever the
+    batch size.
 
     The pipeline is called with the model's own settings (`models.sampling`), overruled by `call`. ValueError
-    for no prompt, one that is empty or no string, fewer than one step, or a pipeline that calls its
-    transformer twice per step; FloatingPointError if the transformer answers NaN or infinity.
+    for no prompt, one that is empty or no string, and settings that the pipeline would change or refuse
+    (`settings.call_settings`), before any work; for a pipeline that combines the transformer's answers in
+    another way than a sum, at the first step that does; FloatingPointError for an answer of NaN or infinity.
     """
     prompts = prompt_list(prompts)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
     if OURS & call.keys():
         raise ValueError(f"record sets {sorted(OURS & call.keys())} itself")
-    settings = {**sampling(pipe), **call}
     if num_inference_steps is not None:
-        settings["num_inference_steps"] = num_inference_steps
+        call["num_inference_steps"] = num_inference_steps
+    settings = call_settings(pipe, call)
     steps = settings.get("num_inference_steps")  # None, and unknown, if it is the pipeline's default
-    if steps is not None and (not isinstance(steps, Integral) or steps < 1):
-        raise ValueError(f"num_inference_steps is {steps!r}, it must be a whole number of at least 1")
 
     starts = range(0, len(prompts), batch_size)
     total = None if steps is None else steps * len(starts)
-    with tqdm(desc="record", unit="step", total=total, disable=not progress) as bar, _quiet(pipe):
+    with tqdm(desc="record", unit="step", total=total, disable=not progress) as bar, quiet(pipe):
         return join([_run(pipe, prompts[i : i + batch_size], seed + i, settings, bar.update) for i in starts])
 
 
@@ -162,64 +214,84 @@ def _run(
     """Record one batch."""
     transformer, layers = pipe.transformer, quantizable(pipe.transformer)
     seeds = [seed + i for i in range(len(prompts))]
-    timesteps, latents, velocity, tokens, start = [], [], [], {}, {}
+    timesteps, latents, velocity_, tokens, start = [], [], [], {}, {}
+    form = repeated = following = None
 
-    def keep(module: nn.Module, args: tuple, kwargs: dict, output: tuple) -> None:
-        conditioning = bind(module, args, kwargs)
-        entering, timestep = conditioning.pop("hidden_states"), conditioning.pop("timestep")
-        if not start:
-            latents.append(entering.float().cpu())
-            conditioning = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in conditioning.items()}
-            start.update(
-                scheduler=copy.deepcopy(pipe.scheduler), dtype=entering.dtype, conditioning=conditioning
-            )
-        timesteps.append(float(timestep.flatten()[0]))
-        velocity.append(output[0].float().cpu())
-        if not torch.isfinite(velocity[-1]).all():
+    def before(calls: list, given: dict) -> None:
+        nonlocal form, repeated, following
+        found, timestep, conditioning, answers = read(transformer, calls, given)
+        sample, output, t = given["sample"], given["model_output"], len(timesteps)
+        if not torch.isfinite(answers).all():
             raise FloatingPointError(
-                f"NaN or infinity in the transformer's output at step {len(timesteps) - 1}, timestep "
-                f"{timesteps[-1]:.6g}"
+                f"NaN or infinity in the transformer's output at step {t}, timestep {timestep:.6g}"
             )
-
-    def after_step(pipe: DiffusionPipeline, i: int, t: Tensor, state: dict) -> dict:
-        if len(timesteps) != i + 1:
+        if t == 0:
+            repeated = _copy(pipe.scheduler)
+            form = guided(found, answers, output)
+            start.update(scheduler=_copy(pipe.scheduler), dtype=sample.dtype, conditioning=conditioning)
+            latents.append(sample.float().cpu())
+        elif replace(found, weights=form.weights, base=form.base) != form:
             raise ValueError(
-                f"the pipeline called its transformer {len(timesteps)} times in {i + 1} steps; a trace holds "
-                "one call per step: switch off guidance in two calls (for Flux: true_cfg_scale=1)"
+                f"the pipeline calls its transformer with {found.branches} branches at step {t}, with "
+                f"{form.branches} before (or otherwise in another way): a trace needs the same at every step"
             )
-        latents.append(state["latents"].float().cpu())
+        elif not same(conditioning, start["conditioning"]):
+            raise ValueError(f"the transformer's other arguments change at step {t}, a trace holds one set")
+        elif not torch.equal(sample.float().cpu(), latents[-1]):
+            raise ValueError(f"the pipeline changes the latents after step {t - 1} of its scheduler")
+        check_combination(form, answers, output, t)
+        timesteps.append(timestep)
+        velocity_.append(output.float().cpu())
+        following = step(repeated, output, t, sample)
+
+    def after(sample: Tensor) -> None:
+        if not torch.equal(sample, following):
+            raise ValueError(
+                f"{type(pipe.scheduler).__name__} cannot be repeated from the transformer's answers alone: "
+                "it draws noise at each step, or is given more than them"
+            )
+        latents.append(sample.float().cpu())
         tick()
-        return {}
 
     def count_rows(name: str, x: Tensor) -> None:
-        tokens[name] = x[..., 0].numel() // len(prompts)
+        if not timesteps:
+            tokens[name] = tokens.get(name, 0) + x[..., 0].numel() // len(prompts)
 
-    hook = transformer.register_forward_hook(keep, with_kwargs=True)
-    try:
-        with layer_inputs(transformer, [layer.name for layer in layers], count_rows):
-            images = pipe(
-                prompts,
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-                output_type="np",
-                callback_on_step_end=after_step,
-                **settings,
-            ).images
-    finally:
-        hook.remove()
+    with (
+        watching(pipe, before, after),
+        layer_inputs(transformer, [layer.name for layer in layers], count_rows),
+    ):
+        images = pipe(
+            list(prompts),  # a list of its own: Z-Image writes its chat template into it
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            output_type="np",
+            **settings,
+        )[0]
+    asleep = [layer.name for layer in layers if layer.name not in tokens]
+    if asleep:
+        raise ValueError(f"{len(asleep)} layers of the transformer's blocks did not run, such as {asleep[0]}")
 
     return Trace(
         prompts=prompts,
         seeds=seeds,
         timesteps=timesteps,
         latents=torch.stack(latents),
-        velocity=torch.stack(velocity),
+        velocity=torch.stack(velocity_),
         images=(images * 255).round().astype(np.uint8),
+        form=form,
         layers=layers,
         tokens=tokens,
         model=fingerprint(transformer),
         settings=settings,
-        **start,
+        **to_device(start, "cpu"),
     )
+
+
+def _copy(scheduler: object) -> object:
+    """A scheduler of its own, without the wrapped `step` of a run that is being recorded."""
+    copied = copy.deepcopy(scheduler)
+    vars(copied).pop("step", None)
+    return copied
 
 
 def velocity(
@@ -229,67 +301,16 @@ def velocity(
     latents: Tensor | None = None,
     index: Sequence[int] | None = None,
 ) -> Tensor:
-    """The transformer's answer at step t, (len(index), ...) in its dtype, to recorded or other latents."""
-    return transformer(**trace.call(t, index, latents, device=transformer.device))[0]
+    """What the scheduler is given at step t, (len(index), ...), for recorded or other latents.
+
+    All branches run in one call. Where the pipeline does the same, this repeats it to the bit; where it makes
+    a call per branch, up to what a batch's size changes in rounding.
+    """
+    output = transformer(**trace.call(t, index, latents, device=transformer.device))
+    shape = trace.latents.shape[2:]
+    return trace.form.combine(stacked(output, (len(trace) if index is None else len(index), *shape)))
 
 
 def step(scheduler: object, velocity: Tensor, t: int, latents: Tensor) -> Tensor:
     """One step of the pipeline's scheduler. It keeps a history, so each trajectory needs its own copy."""
     return scheduler.step(velocity, scheduler.timesteps[t], latents, return_dict=False)[0]
-
-
-@contextmanager
-def layer_inputs(
-    transformer: nn.Module, names: Sequence[str], callback: Callable[[str, Tensor], None]
-) -> Iterator[None]:
-    """While open, callback(name, x) gets each named layer's input before it runs. No hook outlives it."""
-    handles = []
-    try:
-        for name in names:
-            hook = lambda module, args, name=name: callback(name, args[0])  # noqa: E731
-            handles.append(transformer.get_submodule(name).register_forward_pre_hook(hook))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def bind(transformer: nn.Module, args: tuple, kwargs: dict) -> dict:
-    """The arguments of a call of the transformer by name, however the pipeline passed them."""
-    return dict(inspect.signature(transformer.forward).bind(*args, **kwargs).arguments)
-
-
-def fingerprint(transformer: nn.Module) -> str:
-    """A name for exactly this model, the same before and after quantization and in float32 or bfloat16.
-
-    Made of its class, its configuration, its layers, and the vectors (biases, scales) outside its blocks,
-    which are never quantised and which no two trainings share.
-    """
-    config = {k: v for k, v in transformer.config.items() if k[0] != "_" and k != "quantization_config"}
-    layers = [[layer.name, layer.in_features, layer.out_features] for layer in quantizable(transformer)]
-    digest = hashlib.sha256(json.dumps([config, layers], sort_keys=True, default=str).encode())
-    blocks = tuple(f"{block}." for block in block_names(transformer))
-    for name, parameter in sorted(transformer.named_parameters()):
-        if parameter.ndim == 1 and not name.startswith(blocks):
-            digest.update(parameter.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
-    return f"{type(transformer).__name__}-{digest.hexdigest()[:16]}"
-
-
-def _per_image(name: str, value: object) -> bool:
-    """Whether the argument has one row per image. Flux's `img_ids` and `txt_ids` have one row per token."""
-    return isinstance(value, Tensor) and not name.endswith("_ids")
-
-
-def _rows(name: str, value: object, index: list[int]) -> object:
-    return value[index] if _per_image(name, value) else value
-
-
-@contextmanager
-def _quiet(pipe: DiffusionPipeline) -> Iterator[None]:
-    """Without the pipeline's own progress bar, of which there would be one per batch."""
-    before = getattr(pipe, "_progress_bar_config", {})
-    pipe.set_progress_bar_config(**{**before, "disable": True})
-    try:
-        yield
-    finally:
-        pipe.set_progress_bar_config(**before)

@@ -13,6 +13,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 
 from adatsq import models
 
+pytest_plugins = ["families"]  # fixtures of the other families
+
 SAMPLING = {
     "height": 32,
     "width": 32,
@@ -35,7 +37,25 @@ def t5_tokenizer() -> T5Tokenizer:
     )
 
 
-def build_tiny_pipe(seed: int = 0) -> FluxPipeline:
+def image_autoencoder() -> AutoencoderKL:
+    """4x, with 4 latent channels."""
+    return AutoencoderKL(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=32,
+        shift_factor=0.06,
+        scaling_factor=1.5,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+    )
+
+
+def build_tiny_pipe(seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
     """32x32 pixels, a 4x autoencoder with 4 latent channels packed 2x2: 16 image and 16 text tokens."""
     torch.manual_seed(seed)
     clip, t5 = clip_tokenizer(), t5_tokenizer()
@@ -53,20 +73,7 @@ def build_tiny_pipe(seed: int = 0) -> FluxPipeline:
     t5_config = T5Config(
         vocab_size=len(t5), d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0
     )
-    vae = AutoencoderKL(
-        latent_channels=4,
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        norm_num_groups=4,
-        sample_size=32,
-        shift_factor=0.06,
-        scaling_factor=1.5,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        mid_block_add_attention=False,
-    )
+    vae = image_autoencoder()
     transformer = FluxTransformer2DModel(
         in_channels=16,
         num_layers=2,
@@ -75,7 +82,7 @@ def build_tiny_pipe(seed: int = 0) -> FluxPipeline:
         num_attention_heads=2,
         joint_attention_dim=32,
         pooled_projection_dim=32,
-        guidance_embeds=True,
+        guidance_embeds=guidance_embeds,
         axes_dims_rope=(4, 6, 6),
     )
     pipe = FluxPipeline(

@@ -69,7 +69,9 @@ def test_it_is_the_sum(tiny_pipe, trace, alpha, weighted, blocks_per_pass):
 def test_float64_is_exact_enough_for_any_solver(tiny_pipe, trace, alpha):
     tiny_pipe.transformer.double()
     double = replace(
-        trace, dtype=torch.float64, conditioning={k: as_double(v) for k, v in trace.conditioning.items()}
+        trace,
+        form=replace(trace.form, dtype=torch.float64, timestep_dtype=torch.float64),
+        conditioning={k: as_double(v) for k, v in trace.conditioning.items()},
     )
     expected = direct_sum(tiny_pipe, double, alpha)
     for _, some in ca.hessians(tiny_pipe, double, alpha, dtype=torch.float64, progress=False):

@@ -1,0 +1,295 @@
+"""How a pipeline calls its transformer, found out from its own run.
+
+Between two steps of the scheduler the transformer is called for k rows per image, its branches: one (Flux),
+or several for classifier-free guidance, in one call (Z-Image) or in a call each (Wan). The scheduler gets
+
+    model_output = sum_c w_c v_c        v_c: the answer of branch c, in the shape of the scheduler's sample
+
+with w = (1) for Flux, (-1) for Z-Image, which negates, and (g, 1 - g) for Wan with guidance scale g. The
+names of the arguments come from the transformer's signature; k, w, shapes and dtypes from what goes in and
+out. The one rule that knows a family is in `_has_rows`.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """One transformer call for n images: k * n rows, branch-major (all images of a branch, then the next).
+
+    latents, timestep: names of these arguments. listed: latents go in as a list of rows. row, timestep_row:
+    shape of one row of each. dtype, timestep_dtype: as the transformer gets them; output_dtype: of what the
+    scheduler gets. per_image: the other arguments that have a row per image and branch; the rest are shared.
+    weights, base: see `combine`.
+    """
+
+    latents: str
+    timestep: str
+    listed: bool
+    row: tuple[int, ...]
+    timestep_row: tuple[int, ...]
+    dtype: torch.dtype
+    timestep_dtype: torch.dtype
+    output_dtype: torch.dtype
+    per_image: frozenset[str]
+    branches: int
+    weights: tuple[float, ...] = ()
+    base: int = 0
+
+    def rows(self, index: Sequence[int], images: int) -> list[int]:
+        """Where the images in `index` are among the k * images rows of a per-image argument."""
+        return [branch * images + i for branch in range(self.branches) for i in index]
+
+    def inputs(self, latents: Tensor, timestep: float) -> dict:
+        """The latents (n, ...) in all branches, and the timestep of each row."""
+        x = latents.to(self.dtype).reshape(len(latents), *self.row)
+        x = torch.cat([x] * self.branches)
+        t = torch.full((len(x), *self.timestep_row), timestep, dtype=self.timestep_dtype)
+        return {self.latents: list(x) if self.listed else x, self.timestep: t}
+
+    def combine(self, answers: Tensor) -> Tensor:
+        """What the scheduler gets, (n, ...), of the branches' answers (k, n, ...).
+
+        Summed as s (v_b + sum_c (w_c / s) (v_c - v_b)), b the base and s the sum of weights, which is how
+        pipelines write guidance (s is 1, or -1 where they negate), so that the same numbers are rounded.
+        """
+        v, s = answers.to(self.output_dtype), round(sum(self.weights), 4)
+        if s == 0:
+            return sum(w * v_c for w, v_c in zip(self.weights, v))
+        base = combined = v[self.base]
+        for branch, w in enumerate(self.weights):
+            if branch != self.base:
+                combined = combined + (w / s) * (v[branch] - base)
+        return combined if s == 1 else s * combined
+
+
+def stacked(output: tuple, shape: Sequence[int]) -> Tensor:
+    """A transformer's answer, a tensor or a list of rows, as (k, n, ...) for a sample of shape (n, ...)."""
+    rows = output[0] if isinstance(output[0], Tensor) else torch.stack(list(output[0]))
+    return rows.reshape(-1, *shape)
+
+
+def bind(transformer: nn.Module, args: tuple, kwargs: dict) -> dict:
+    """The arguments of a call of the transformer by name, however the pipeline passed them."""
+    return dict(inspect.signature(transformer.forward).bind(*args, **kwargs).arguments)
+
+
+def argument_names(transformer: nn.Module) -> tuple[str, str]:
+    """(latents, timestep) as the transformer's forward calls them. ValueError if it has no timestep."""
+    names = list(inspect.signature(transformer.forward).parameters)
+    found = [name for name in ("timestep", "t", "timesteps") if name in names[1:]]
+    if not found:
+        raise ValueError(
+            f"{type(transformer).__name__} has no argument timestep or t among {names}: there is no telling "
+            "at which timestep it is called"
+        )
+    return names[0], found[0]
+
+
+@contextmanager
+def watching(
+    pipe: DiffusionPipeline, before: Callable[[list, dict], None], after: Callable[[Tensor], None]
+) -> Iterator[None]:
+    """While open, each step of the scheduler is announced: before(calls, given), then after(prev_sample).
+
+    calls: (arguments, output) of the transformer's calls since the last step. given: the step's arguments.
+    No hook outlives it, and the scheduler gets its own method back.
+    """
+    calls: list[tuple[dict, tuple]] = []
+    scheduler, step = pipe.scheduler, pipe.scheduler.step
+
+    @functools.wraps(step)  # pipelines look at its signature
+    def announced(*args, **kwargs):
+        before(calls, dict(inspect.signature(step).bind(*args, **kwargs).arguments))
+        calls.clear()
+        result = step(*args, **kwargs)
+        after(result[0])
+        return result
+
+    hook = pipe.transformer.register_forward_hook(
+        lambda module, args, kwargs, output: calls.append((bind(module, args, kwargs), output)),
+        with_kwargs=True,
+    )
+    scheduler.step = announced
+    try:
+        yield
+    finally:
+        del scheduler.step
+        hook.remove()
+
+
+def read(transformer: nn.Module, calls: list, given: dict) -> tuple[CallForm, float, dict, Tensor]:
+    """(form without weights, timestep, conditioning, answers (k, N, ...)) of the calls before one step.
+
+    ValueError for a pipeline whose transformer is not called with the scheduler's sample, or does not answer
+    in its shape, or whose calls cannot be made one.
+    """
+    name, (latents, timestep) = type(transformer).__name__, argument_names(transformer)
+    sample, n = given["sample"], len(given["sample"])
+    if not calls:
+        raise ValueError(f"the pipeline took a step without calling {name}: a trace needs its answer")
+    calls = [(dict(arguments), output) for arguments, output in calls]
+    x = [arguments.pop(latents) for arguments, _ in calls]
+    t = torch.cat([torch.atleast_1d(arguments.pop(timestep)) for arguments, _ in calls])
+    listed = not isinstance(x[0], Tensor)
+    rows = [len(part) for part in x]
+    if any(count % n for count in rows):
+        raise ValueError(f"{name} was called with {rows} rows for {n} images: a trace needs k per image")
+    x = torch.stack([row for part in x for row in part])
+    if x.numel() != sum(rows) // n * sample.numel():
+        raise ValueError(
+            f"{name} is called with latents {tuple(x.shape[1:])} per image, its scheduler steps "
+            f"{tuple(sample.shape[1:])}: something is joined to them (an image to start from, say), which a "
+            "trace does not hold"
+        )
+    if not all(torch.equal(part, sample.to(x.dtype)) for part in x.reshape(-1, *sample.shape)):
+        raise ValueError(f"{name} is not called with its scheduler's sample: the pipeline changes it between")
+    if not (t == t.flatten()[0]).all():
+        raise ValueError(f"{name} is called with several timesteps at a time, a trace has one per step")
+    try:
+        answers = torch.cat([stacked(output, sample.shape) for _, output in calls])
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} does not answer in the shape of its scheduler's sample {tuple(sample.shape)}, which it "
+            f"must without a learned variance or the like: {error}"
+        ) from error
+    if len(answers) != sum(rows) // n:
+        raise ValueError(
+            f"{name} answers {len(answers)} times as much as its scheduler's sample for {sum(rows) // n} "
+            "branches: a learned variance, say, which the pipeline drops"
+        )
+    per_image = frozenset(
+        key
+        for key in calls[0][0]
+        if all(_has_rows(key, arguments.get(key), r) for (arguments, _), r in zip(calls, rows))
+    )
+    form = CallForm(
+        latents=latents,
+        timestep=timestep,
+        listed=listed,
+        row=tuple(x.shape[1:]),
+        timestep_row=tuple(t.shape[1:]),
+        dtype=x.dtype,
+        timestep_dtype=t.dtype,
+        output_dtype=given["model_output"].dtype,
+        per_image=per_image,
+        branches=len(answers),
+    )
+    conditioning = {key: _merged(key, calls, key in per_image) for key in calls[0][0]}
+    return form, float(t.flatten()[0]), conditioning, answers
+
+
+def guided(form: CallForm, answers: Tensor, model_output: Tensor) -> CallForm:
+    """The form with weights w, by least squares in float64, to as many decimals as a guidance scale has.
+
+    Of roundings to 1, 2, 3 decimals and of bases, the first is taken that gives what the scheduler got to the
+    bit; else 4 decimals and any base.
+    """
+    a = answers.flatten(1).double().cpu().numpy().T
+    w, _, _, singular = np.linalg.lstsq(a, model_output.flatten().double().cpu().numpy(), rcond=None)
+    if singular[-1] < 1e-7 * singular[0]:
+        raise ValueError(
+            "the transformer answers the same in every branch, so there is no telling how the pipeline "
+            "combines them: give prompts that differ from the negative prompt"
+        )
+    for decimals in (1, 2, 3):
+        for base in range(form.branches):
+            found = replace(form, weights=tuple(round(float(x), decimals) for x in w), base=base)
+            if torch.equal(found.combine(answers), model_output):
+                return found
+    return replace(form, weights=tuple(round(float(x), 4) for x in w))
+
+
+def check_combination(form: CallForm, answers: Tensor, model_output: Tensor, t: int) -> None:
+    """ValueError unless what the scheduler gets is the sum that `form` says, up to rounding."""
+    combined = form.combine(answers).float()
+    size = sum(abs(w) * float(v.float().norm()) for w, v in zip(form.weights, answers))
+    missed = float((model_output.float() - combined).norm()) / max(size, 1e-30)
+    rounding = max(torch.finfo(dtype).eps for dtype in (answers.dtype, model_output.dtype))
+    if missed > max(rounding, 1e-4):
+        raise ValueError(
+            f"at step {t} the scheduler does not get the sum of the transformer's answers with weights "
+            f"{form.weights} ({missed:.2g} of it is missed): the pipeline combines them in a way that is not "
+            "linear, or changes from step to step (rescaled, normalised or truncated guidance?)"
+        )
+
+
+def same(a: object, b: object) -> bool:
+    """Whether two arguments are equal, tensors inside lists and dicts included."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (a.shape == b.shape and torch.equal(a, b))
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
+
+
+def to_device(value: object, device: torch.device | str) -> object:
+    """The value with all tensors in it on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, (list, tuple)):
+        return type(value)(to_device(part, device) for part in value)
+    if isinstance(value, dict):
+        return {key: to_device(part, device) for key, part in value.items()}
+    return value
+
+
+def pick(value: Tensor | list, rows: Sequence[int]) -> Tensor | list:
+    """Some rows of a per-image argument, a tensor or a list."""
+    return value[rows] if isinstance(value, Tensor) else [value[row] for row in rows]
+
+
+def concatenated(name: str, values: Sequence[Tensor | list]) -> Tensor | list:
+    """The rows of all. ValueError if tensors differ in length, as texts padded to a batch's longest do."""
+    if not isinstance(values[0], Tensor):
+        return [row for value in values for row in value]
+    shapes = sorted({tuple(value.shape[1:]) for value in values})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the transformer's argument {name} has rows of shapes {shapes} in different calls, which make "
+            "no batch: the pipeline must pad texts to one length, as with max_sequence_length"
+        )
+    return torch.cat(list(values))
+
+
+def _merged(name: str, calls: list, per_image: bool) -> object:
+    values = [arguments.get(name) for arguments, _ in calls]
+    if per_image:
+        return concatenated(name, values)
+    if not all(same(value, values[0]) for value in values):
+        raise ValueError(f"the transformer's argument {name} differs between the calls of one step")
+    return values[0]
+
+
+def _has_rows(name: str, value: object, rows: int) -> bool:
+    """Whether the argument has one row per image. Flux's `img_ids` and `txt_ids` have one row per token."""
+    if isinstance(value, Tensor):
+        return value.ndim > 0 and len(value) == rows and not name.endswith("_ids")
+    return isinstance(value, list) and len(value) == rows
+
+
+@contextmanager
+def layer_inputs(
+    transformer: nn.Module, names: Sequence[str], callback: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """While open, callback(name, x) gets each named layer's input before it runs. No hook outlives it."""
+    handles = []
+    try:
+        for name in names:
+            hook = lambda module, args, name=name: callback(name, args[0])  # noqa: E731
+            handles.append(transformer.get_submodule(name).register_forward_pre_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
