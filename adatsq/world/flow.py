@@ -3,8 +3,9 @@
 1. `train_base`: flow matching (arXiv:2210.02747) on latents of fresh scenes, a tenth of the captions dropped.
 2. `distill_guidance`: the network learns to give in one call what classifier-free guidance gives in two, for
    any guidance scale at its guidance input (arXiv:2210.03142, as the real Flux-dev).
-3. `distill_steps`: one step of the student goes as far as several of the teacher's (arXiv:2202.00512), on the
-   states that the student itself arrives at (as the real Flux-schnell and Z-Image-Turbo, made by other means).
+3. `distill_steps`: one step of the student goes as far as several of the teacher's (arXiv:2202.00512), on
+   the states that the student itself arrives at. The real Flux-schnell and Z-Image-Turbo are few-step
+   students too, made by other means.
 """
 
 import copy
@@ -100,9 +101,9 @@ def distill_steps(
     """One step of the student over [sigmas[i + 1], sigmas[i]] goes where `substeps` of the teacher's go.
 
     sigmas: from 1 down to 0, the schedule to sample with. target_velocity(teacher, data, x, sigma, caption):
-    the teacher's, with its guidance. A pool of trajectories is under way at all times, each at its own step: the
-    student trains on where they are and then takes them one step on, so it meets its own errors. The first
-    ones start from noised data.
+    the teacher's, with its guidance. A pool of trajectories is under way at all times, each at its own step:
+    the student trains on where they are and then takes them one step on, so it meets its own errors. The
+    first ones start from noised data.
     """
     student, teacher = pupil(teacher, student, data, options)
     device, generator = data.latents.device, data.generator

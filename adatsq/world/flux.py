@@ -70,7 +70,7 @@ def tokenize(clip_tokenizer, t5_tokenizer, captions: list[str]) -> tuple[torch.T
     return clip_ids, encoders.tokenize(t5_tokenizer, captions, MAX_LENGTH)[0]
 
 
-def data(parts: dict, n: int, generator: torch.Generator) -> Data:
+def make_data(parts: dict, n: int, generator: torch.Generator) -> Data:
     """Packed latents (tokens, channels); text: (pooled, tokens)."""
     vae = parts["vae"]
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
 from adatsq.world import flux
-from adatsq.world.flux import PARTS, data, velocity  # noqa: F401  (the trainer's)
+from adatsq.world.flux import PARTS, make_data, velocity  # noqa: F401  (the trainer's)
 
 START = "flux-dev-mini"
 STAGES = ("steps", "assemble", "score")

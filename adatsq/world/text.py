@@ -30,13 +30,14 @@ class Reading:
     """One encoder in training.
 
     ids: token ids of all captions, (N, L).  features(ids (B, L)) -> (B, P, width), with a mask (B, P) of the
-    positions from which everything must be read.  words: whether position p must also give back its own token.
+    positions from which everything must be read.  words(ids): mask (B, P) of those that must also give
+    back their own token; None for none.
     """
 
     module: nn.Module
     ids: Tensor
     features: Callable[[Tensor], tuple[Tensor, Tensor]]
-    words: Callable[[Tensor], Tensor] | None = None  # ids -> mask (B, P) of the positions that hold a token
+    words: Callable[[Tensor], Tensor] | None = None
 
 
 def fit_encoders(

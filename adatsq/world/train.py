@@ -143,7 +143,7 @@ def train(recipe, args, method, path: Path) -> None:
     seen = json.loads(file.read_text()).get(f"{path.stem}_scenes", 0) if file.exists() else 0
     # a continued run sees new scenes
     generator = torch.Generator(args.device).manual_seed(args.seed + 1 + seen)
-    data = recipe.data(load_parts(recipe, args, args.device), args.scenes, generator)
+    data = recipe.make_data(load_parts(recipe, args, args.device), args.scenes, generator)
     print(f"{len(data.latents)} scenes, {len(data.text[0])} captions", flush=True)
     averaged = method(
         data=data,

@@ -54,8 +54,8 @@ def train_encoders(seed: int, device: str, scenes: int = 40_000, **options) -> t
     return {"text_encoder": umt5, "tokenizer": tokenizer}, right
 
 
-def data(parts: dict, n: int, generator: torch.Generator) -> Data:
-    """Latents (C, frames, h, w); text: (features, zero behind the caption's end, as WanPipeline has them,)."""
+def make_data(parts: dict, n: int, generator: torch.Generator) -> Data:
+    """Latents (C, frames, h, w); text: (features,), zero behind the caption's end, as in WanPipeline."""
     vae = parts["vae"]
     mean, std = (
         torch.tensor(v, device=generator.device).reshape(1, -1, 1, 1, 1)

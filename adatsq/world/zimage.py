@@ -69,7 +69,7 @@ def _features(qwen: Qwen3Model, ids: Tensor, mask: Tensor) -> Tensor:
     return qwen(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
 
 
-def data(parts: dict, n: int, generator: torch.Generator) -> Data:
+def make_data(parts: dict, n: int, generator: torch.Generator) -> Data:
     """Latents (C, h, w); text: (features, mask of the caption's own tokens)."""
     vae, tokenizer = parts["vae"], parts["tokenizer"]
 
