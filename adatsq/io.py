@@ -17,6 +17,7 @@ import os
 import shutil
 from pathlib import Path
 
+import diffusers
 import pandas as pd
 import torch
 from accelerate import init_empty_weights
@@ -144,8 +145,10 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Diffus
     try:
         transformer = _load_transformer(folder, manifest)
         dtypes = {name: getattr(torch, dtype) for name, dtype in manifest["components"].items()}
+        # its own class: only that knows which of its parts are optional, as Wan's transformer is
+        kind = getattr(diffusers, manifest["pipeline"], DiffusionPipeline)
         with without_bars():
-            pipe = DiffusionPipeline.from_pretrained(str(folder), transformer=transformer, dtype=dtypes)
+            pipe = kind.from_pretrained(str(folder), transformer=transformer, dtype=dtypes)
         if manifest["policy"] is not None:
             apply(pipe, Policy.from_dict(manifest["policy"], f"the policy in {folder / QUANTIZED_FILE}"))
     except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, OSError) as error:
