@@ -130,7 +130,7 @@ def test_few_step_student_is_taught_where_the_teachers_small_steps_lead():
             sigmas,
             substeps,
         )
-    # A trajectory with an idle student stays where it is and meets the next sigma; at the end a new one begins.
+    # With an idle student a trajectory stays where it is and meets the next sigma; then a new one begins.
     for (x, sigma, _), (x2, sigma2, _) in zip(seen, seen[1:]):
         first = sigma == 1.0
         assert torch.equal(x2[first], x[first]) and (sigma2[first] == sigmas[1]).all()
