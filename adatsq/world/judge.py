@@ -88,7 +88,7 @@ def read_scene(images: np.ndarray) -> list[list[Object]]:
 
 def _regions(image: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """(colour, soft mask (64, 64)) of every large enough region of one colour."""
-    alpha, label = _unmix(image, _fit_background(image))
+    alpha, label = _unmix(image, fit_background(image))
     whole, n = ndimage.label(alpha > 0.5, structure=np.ones((3, 3)))
     out = []
     for index in range(1, n + 1):
@@ -104,6 +104,8 @@ def _regions(image: np.ndarray) -> list[tuple[str, np.ndarray]]:
                 pieces, m = ndimage.label(inside & (label == color))
                 parts += [(color, pieces == j) for j in range(1, m + 1)]
         for color, part in parts:
+            if 3 * part.sum() + 6 < MIN_AREA:
+                continue  # m pixels grow to at most 3 m + 6: too small in any case, and noise has hundreds
             mask = alpha * ndimage.binary_dilation(part, structure=np.ones((3, 3)))
             mask[inside & ~part] = 0
             if MIN_AREA <= mask.sum() <= MAX_AREA:
@@ -111,7 +113,7 @@ def _regions(image: np.ndarray) -> list[tuple[str, np.ndarray]]:
     return out
 
 
-def _fit_background(image: np.ndarray) -> np.ndarray:
+def fit_background(image: np.ndarray) -> np.ndarray:
     """A plane per channel through the dark pixels, refitted without outliers. (64, 64, 3)."""
     terms = np.stack([np.ones_like(_COLUMN), _COLUMN, _ROW], axis=-1).reshape(-1, 3)
     flat = image.reshape(-1, 3)
@@ -145,15 +147,15 @@ def _unit_shapes() -> tuple[np.ndarray, np.ndarray]:
     return area / radius**2, (np.stack([x, y], 1) - SIZE / 2) / radius
 
 
-_AREA, _OFFSET = _unit_shapes()
+UNIT_AREA, UNIT_OFFSET = _unit_shapes()
 
 
 def _name_shapes(masks: np.ndarray) -> list[tuple[str, float]]:
     """The best shape and its overlap for each soft mask. masks: (R, 64, 64)."""
     area = masks.sum((1, 2))
     centroid = np.stack([(masks * _COLUMN).sum((1, 2)), (masks * _ROW).sum((1, 2))], 1) / area[:, None]
-    radius = np.sqrt(area[:, None] / _AREA)  # (R, shapes)
-    center = centroid[:, None] - radius[..., None] * _OFFSET
+    radius = np.sqrt(area[:, None] / UNIT_AREA)  # (R, shapes)
+    center = centroid[:, None] - radius[..., None] * UNIT_OFFSET
     kinds = torch.arange(len(SHAPES)).repeat(len(masks))
     drawn = coverage(
         kinds, torch.tensor(center).reshape(-1, 2).float(), torch.tensor(radius).reshape(-1).float()
