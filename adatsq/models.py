@@ -24,6 +24,9 @@ from torch import nn
 
 SAMPLING_FILE = "sampling.json"
 QUANTIZED_FILE = "adatsq.json"
+MODULATION = (
+    r"norm|modulation|_mod\b"  # Flux: norm1.linear, Z-Image: adaLN_modulation.0, Qwen-Image: img_mod.1
+)
 
 
 @dataclass(frozen=True)
@@ -72,17 +75,18 @@ def quantizable(transformer: nn.Module) -> list[Layer]:
     for block in block_names(transformer):
         for name, module in transformer.get_submodule(block).named_modules():
             if isinstance(getattr(module, "in_features", None), int):  # nn.Linear and our QuantLinear alike
-                role = "weight" if re.search("norm|modulation", name, re.IGNORECASE) else "act"
+                role = "weight" if re.search(MODULATION, name) else "act"
                 layers.append(Layer(f"{block}.{name}", module.in_features, module.out_features, role))
     return layers
 
 
 REASONS = (  # why a part stays in 16 bit, by its name; the first that fits
     ("norm|scale_shift|modulation", "norm or modulation: vectors"),
-    ("bias$", "bias of a quantised linear"),
-    ("time|guidance|t_embed", "time projection: one row per image, and every block follows it"),
-    ("final|proj_out|unpatch|^out", "final projection: its error goes into the answer as it is"),
-    ("embed|patch|proj|caption|refiner|^x_|token", "embedder: few products, and all blocks follow it"),
+    (r"\*.*bias$", "bias of a quantised linear"),
+    (r"\*", "in a block, but no linear"),
+    (r"time|guidance|adaln|\bt_embed", "time projection: a row per image, and every block follows it"),
+    ("final|proj_out|unpatch", "final projection: its error goes into the answer as it is"),
+    ("embed|patch|proj|caption|token|_in$", "embedder: few products, and all blocks follow it"),
 )
 
 
@@ -102,7 +106,7 @@ def kept(transformer: nn.Module) -> pd.DataFrame:
         module = ".".join([first, "*", *rest[1:]]) if first in inside else first
         parameters[module] = parameters.get(module, 0) + tensor.numel()
     reasons = [
-        next((reason for pattern, reason in REASONS if re.search(pattern, module)), "no linear of a block")
+        next((reason for pattern, reason in REASONS if re.search(pattern, module)), "outside the blocks")
         for module in parameters
     ]
     return pd.DataFrame({"module": parameters.keys(), "parameters": parameters.values(), "reason": reasons})

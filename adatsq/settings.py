@@ -46,7 +46,7 @@ def call_settings(pipe: DiffusionPipeline, call: dict) -> dict:
     _check_guidance(pipe, own, settings, defaults)
     policy = getattr(transformer, "_adatsq_policy", None)
     steps = settings.get("num_inference_steps", defaults.get("num_inference_steps"))
-    if policy is not None and "sigmas" not in call and "timesteps" not in call:
+    if policy is not None and not {"sigmas", "timesteps"} & settings.keys():
         policy.check_steps(steps)
     return settings
 
