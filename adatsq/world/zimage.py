@@ -4,6 +4,8 @@ As the real Z-Image-Turbo: `ZImageTransformer2DModel`, Qwen3 features before the
 autoencoder (here flux-dev-mini's), and a few-step student of the guided base model.
 """
 
+from functools import partial
+
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from torch import Tensor
@@ -71,15 +73,16 @@ def _features(qwen: Qwen3Model, ids: Tensor, mask: Tensor) -> Tensor:
 
 def make_data(parts: dict, n: int, generator: torch.Generator) -> Data:
     """Latents (C, h, w); text: (features, mask of the caption's own tokens)."""
-    vae, tokenizer = parts["vae"], parts["tokenizer"]
+    encode = lambda scenes: latents_of(parts["vae"], render(scenes) * 2 - 1)  # noqa: E731
+    return Data(sample_scenes, encode, partial(embed, parts), n, generator)
 
-    def embed(captions):
-        ids, mask = encoders.tokenize(tokenizer, encoders.chat(tokenizer, captions), MAX_LENGTH)
-        ids, mask = ids.to(vae.device), mask.to(vae.device)
-        return _features(parts["text_encoder"], ids, mask), mask
 
-    encode = lambda scenes: latents_of(vae, render(scenes) * 2 - 1)  # noqa: E731
-    return Data(sample_scenes, encode, embed, n, generator)
+def embed(parts: dict, captions: list[str]) -> tuple[Tensor, Tensor]:
+    """(features (B, MAX_LENGTH, width), mask) of captions in the chat template."""
+    tokenizer, qwen = parts["tokenizer"], parts["text_encoder"]
+    ids, mask = encoders.tokenize(tokenizer, encoders.chat(tokenizer, captions), MAX_LENGTH)
+    ids, mask = ids.to(qwen.device), mask.to(qwen.device)
+    return _features(qwen, ids, mask), mask
 
 
 def build_transformer(
