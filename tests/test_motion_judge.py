@@ -49,9 +49,9 @@ def others_high(scores: dict, *fallen: str, least: float = 0.93):
 
 
 def test_clean_clips_score_one():
-    clips = sample_clips(100, torch.Generator().manual_seed(0))
+    clips = sample_clips(80, torch.Generator().manual_seed(0))
     table = judge_clips(pixels(render_clips(clips)[:, :5]), prompts_of(clips))
-    assert list(table.columns) == list(DIMENSIONS) and len(table) == 100
+    assert list(table.columns) == list(DIMENSIONS) and len(table) == 80
     assert (table[["subject_consistency", "dynamic_degree", "overall_consistency"]] == 1).all().all()
     assert table["imaging_quality"].min() > 0.97 and table["background_consistency"].min() > 0.98
     assert table["motion_smoothness"].min() > 0.9 and table["motion_smoothness"].mean() > 0.99
@@ -71,7 +71,7 @@ def test_float_and_uint8_clips_score_alike():
 
 
 def test_a_colour_change_costs_subject_consistency():
-    clips, prompts, video = movers(4)
+    clips, prompts, video = movers(2)
     other = render_clips(replace(clips, color=(clips.color + 3) % len(COLORS)))
     scores = score(torch.cat([video[:, :10], other[:, 10:]], 1), prompts)
     assert scores["subject_consistency"] == pytest.approx(10 / 17)
@@ -79,7 +79,7 @@ def test_a_colour_change_costs_subject_consistency():
 
 
 def test_a_vanished_object_costs_subject_consistency():
-    clips, prompts, video = movers(4)
+    clips, prompts, video = movers(2)
     gone = render_clips(replace(clips, shape=torch.full_like(clips.shape, -1)))
     scores = score(torch.cat([video[:, :10], gone[:, 10:]], 1), prompts)
     assert scores["subject_consistency"] == pytest.approx(10 / 17)
@@ -87,15 +87,15 @@ def test_a_vanished_object_costs_subject_consistency():
 
 
 def test_a_missing_object_costs_what_is_said_of_it():
-    clips, prompts, _ = movers(4, "two_objects")
-    alone = replace(clips, shape=torch.stack([clips.shape[:, 0], torch.full((4,), -1)], 1))
+    clips, prompts, _ = movers(2, "two_objects")
+    alone = replace(clips, shape=torch.stack([clips.shape[:, 0], torch.full((2,), -1)], 1))
     scores = score(render_clips(alone), prompts)
     assert scores["dynamic_degree"] == 0.5 and scores["overall_consistency"] == 0
     others_high(scores, "dynamic_degree", "overall_consistency")
 
 
 def test_a_jump_costs_smoothness():
-    clips, prompts, video = movers(4)
+    clips, prompts, video = movers(2)
     inward = 12 * torch.sign(32 - clips.centers()[:, 8])
     video[:, 8] = render_clips(replace(clips, start=clips.start + inward))[:, 8]
     scores = score(video, prompts)
@@ -105,14 +105,14 @@ def test_a_jump_costs_smoothness():
 
 
 def test_a_frozen_clip_costs_dynamic_degree():
-    _, prompts, video = movers(4)
+    _, prompts, video = movers(2)
     scores = score(video[:, :1].expand_as(video), prompts)
     assert scores["dynamic_degree"] == 0 and scores["overall_consistency"] == 0
     others_high(scores, "dynamic_degree", "overall_consistency")
 
 
 def test_motion_where_rest_is_asked_costs_dynamic_degree():
-    _, prompts, video = movers(4, "colors")
+    _, prompts, video = movers(2, "colors")
     still = [replace(p, objects=tuple((s, c, "still", None) for s, c, _, _ in p.objects)) for p in prompts]
     scores = score(video, still)
     assert scores["dynamic_degree"] == 0 and scores["overall_consistency"] == 0
@@ -120,7 +120,7 @@ def test_motion_where_rest_is_asked_costs_dynamic_degree():
 
 
 def test_a_drifting_background_costs_its_consistency():
-    clips, prompts, _ = movers(4)
+    clips, prompts, _ = movers(2)
     steps = torch.linspace(0, 0.08, FRAMES)
     frames = [
         render_clips(replace(clips, background=clips.background + s))[:, t] for t, s in enumerate(steps)
@@ -131,7 +131,7 @@ def test_a_drifting_background_costs_its_consistency():
 
 
 def test_blur_and_noise_cost_imaging_quality():
-    _, prompts, video = movers(4)
+    _, prompts, video = movers(2)
     blurred = torch.nn.functional.avg_pool2d(video.flatten(0, 1), 3, 1, 1, count_include_pad=False)
     noisy = video + 0.05 * torch.randn(video.shape, generator=torch.Generator().manual_seed(0))
     soft, grainy = score(blurred.view_as(video), prompts), score(noisy, prompts)
@@ -162,7 +162,7 @@ def test_one_wrong_fact_costs_overall_consistency():
 def test_clips_of_other_prompts_hardly_pass():
     clips = sample_clips(10, torch.Generator().manual_seed(5))
     prompts, video = prompts_of(clips), pixels(render_clips(clips)[:, :5])
-    pairs = [(i, j) for i, j in itertools.permutations(range(10), 2)][::3]
+    pairs = [(i, j) for i, j in itertools.permutations(range(10), 2)][::5]
     table = judge_clips(video[[i for i, _ in pairs]], [prompts[j] for _, j in pairs])
     assert table["overall_consistency"].mean() < 0.1
 
