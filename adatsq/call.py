@@ -7,9 +7,10 @@ or several for classifier-free guidance, in one call (Z-Image) or in a call each
 
 with w = (1) for Flux, (-1) for Z-Image, which negates, and (g, 1 - g) for Wan with guidance scale g. The
 names of the arguments come from the transformer's signature; k, w, shapes and dtypes from what goes in and
-out. The one rule that knows a family is in `_has_rows`.
+out. The one rule that knows a family is in `arguments.has_rows`.
 """
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
+
+from adatsq.arguments import argument_names, bind, has_rows, merged
 
 
 @dataclass(frozen=True)
@@ -78,23 +81,6 @@ def stacked(output: tuple, shape: Sequence[int]) -> Tensor:
     return rows.reshape(-1, *shape)
 
 
-def bind(transformer: nn.Module, args: tuple, kwargs: dict) -> dict:
-    """The arguments of a call of the transformer by name, however the pipeline passed them."""
-    return dict(inspect.signature(transformer.forward).bind(*args, **kwargs).arguments)
-
-
-def argument_names(transformer: nn.Module) -> tuple[str, str]:
-    """(latents, timestep) as the transformer's forward calls them. ValueError if it has no timestep."""
-    names = list(inspect.signature(transformer.forward).parameters)
-    found = [name for name in ("timestep", "t", "timesteps") if name in names[1:]]
-    if not found:
-        raise ValueError(
-            f"{type(transformer).__name__} has no argument timestep or t among {names}: there is no telling "
-            "at which timestep it is called"
-        )
-    return names[0], found[0]
-
-
 @contextmanager
 def watching(
     pipe: DiffusionPipeline, before: Callable[[list, dict], None], after: Callable[[Tensor], None]
@@ -125,6 +111,13 @@ def watching(
     finally:
         del scheduler.step
         hook.remove()
+
+
+def scheduler_copy(scheduler: object) -> object:
+    """A scheduler of its own, without the `step` that `watching` wraps."""
+    copied = copy.deepcopy(scheduler)
+    vars(copied).pop("step", None)
+    return copied
 
 
 def read(transformer: nn.Module, calls: list, given: dict) -> tuple[CallForm, float, dict, Tensor]:
@@ -170,7 +163,7 @@ def read(transformer: nn.Module, calls: list, given: dict) -> tuple[CallForm, fl
     per_image = frozenset(
         key
         for key in calls[0][0]
-        if all(_has_rows(key, arguments.get(key), r) for (arguments, _), r in zip(calls, rows))
+        if all(has_rows(key, arguments.get(key), r) for (arguments, _), r in zip(calls, rows))
     )
     form = CallForm(
         latents=latents,
@@ -184,7 +177,7 @@ def read(transformer: nn.Module, calls: list, given: dict) -> tuple[CallForm, fl
         per_image=per_image,
         branches=len(answers),
     )
-    conditioning = {key: _merged(key, calls, key in per_image) for key in calls[0][0]}
+    conditioning = {key: merged(key, calls, key in per_image) for key in calls[0][0]}
     return form, float(t.flatten()[0]), conditioning, answers
 
 
@@ -221,62 +214,6 @@ def check_combination(form: CallForm, answers: Tensor, model_output: Tensor, t: 
             f"{form.weights} ({missed:.2g} of it is missed): the pipeline combines them in a way that is not "
             "linear, or changes from step to step (rescaled, normalised or truncated guidance?)"
         )
-
-
-def same(a: object, b: object) -> bool:
-    """Whether two arguments are equal, tensors inside lists and dicts included."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a is b or (a.shape == b.shape and torch.equal(a, b))
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
-
-
-def to_device(value: object, device: torch.device | str) -> object:
-    """The value with all tensors in it on the device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, (list, tuple)):
-        return type(value)(to_device(part, device) for part in value)
-    if isinstance(value, dict):
-        return {key: to_device(part, device) for key, part in value.items()}
-    return value
-
-
-def pick(value: Tensor | list, rows: Sequence[int]) -> Tensor | list:
-    """Some rows of a per-image argument, a tensor or a list."""
-    return value[rows] if isinstance(value, Tensor) else [value[row] for row in rows]
-
-
-def concatenated(name: str, values: Sequence[Tensor | list]) -> Tensor | list:
-    """The rows of all. ValueError if tensors differ in length, as texts padded to a batch's longest do."""
-    if not isinstance(values[0], Tensor):
-        return [row for value in values for row in value]
-    shapes = sorted({tuple(value.shape[1:]) for value in values})
-    if len(shapes) > 1:
-        raise ValueError(
-            f"the transformer's argument {name} has rows of shapes {shapes} in different calls, which make "
-            "no batch: the pipeline must pad texts to one length, as with max_sequence_length"
-        )
-    return torch.cat(list(values))
-
-
-def _merged(name: str, calls: list, per_image: bool) -> object:
-    values = [arguments.get(name) for arguments, _ in calls]
-    if per_image:
-        return concatenated(name, values)
-    if not all(same(value, values[0]) for value in values):
-        raise ValueError(f"the transformer's argument {name} differs between the calls of one step")
-    return values[0]
-
-
-def _has_rows(name: str, value: object, rows: int) -> bool:
-    """Whether the argument has one row per image. Flux's `img_ids` and `txt_ids` have one row per token."""
-    if isinstance(value, Tensor):
-        return value.ndim > 0 and len(value) == rows and not name.endswith("_ids")
-    return isinstance(value, list) and len(value) == rows
 
 
 @contextmanager

@@ -80,36 +80,34 @@ def quantizable(transformer: nn.Module) -> list[Layer]:
     return layers
 
 
-REASONS = (  # why a part stays in 16 bit, by its name; the first that fits
-    ("norm|scale_shift|modulation", "norm or modulation: vectors"),
+REASONS = (  # why a part stays in 16 bit, by its name (*: in any block); the first that fits
+    (r"\*.*(norm|scale_shift|modulation|_mod\b)", "norm or modulation: vectors"),
     (r"\*.*bias$", "bias of a quantised linear"),
-    (r"\*", "in a block, but no linear"),
+    (r"\*", "no linear"),
+    (r"norm_out|final|proj_out|^norm|^scale_shift", "last norm or projection: its error is the answer's"),
     (r"time|guidance|adaln|\bt_embed", "time projection: a row per image, and every block follows it"),
-    ("final|proj_out|unpatch", "final projection: its error goes into the answer as it is"),
-    ("embed|patch|proj|caption|token|_in$", "embedder: few products, and all blocks follow it"),
+    ("embed|patch|proj|caption|token|norm|_in$", "embedder: few products, and every block follows it"),
 )
 
 
 def kept(transformer: nn.Module) -> pd.DataFrame:
-    """What stays in 16 bit: a row per part outside the blocks, and per kind of tensor inside (*: any block).
+    """What stays in 16 bit: a row per part outside the blocks, and per reason in each list of blocks.
 
-    Columns: module, parameters (its numbers, of all blocks together), reason.
+    Columns: module ("layers.*": in any block of `layers`), parameters (numbers in all), reason.
     """
     weights = {
         f"{layer.name}.{part}" for layer in quantizable(transformer) for part in ("weight", "codes", "scale")
     }
-    inside, parameters = {name.split(".")[0] for name in block_names(transformer)}, {}
+    inside, rows = {name.split(".")[0] for name in block_names(transformer)}, {}
     for name, tensor in transformer.state_dict().items():
         if name in weights:
             continue
         first, *rest = name.split(".")
-        module = ".".join([first, "*", *rest[1:]]) if first in inside else first
-        parameters[module] = parameters.get(module, 0) + tensor.numel()
-    reasons = [
-        next((reason for pattern, reason in REASONS if re.search(pattern, module)), "outside the blocks")
-        for module in parameters
-    ]
-    return pd.DataFrame({"module": parameters.keys(), "parameters": parameters.values(), "reason": reasons})
+        full, module = (".".join([first, "*", *rest]), f"{first}.*") if first in inside else (first, first)
+        reason = next((why for pattern, why in REASONS if re.search(pattern, full)), "outside the blocks")
+        rows[module, reason] = rows.get((module, reason), 0) + tensor.numel()
+    table = [(module, parameters, reason) for (module, reason), parameters in rows.items()]
+    return pd.DataFrame(table, columns=["module", "parameters", "reason"])
 
 
 def load_pipeline(

@@ -18,7 +18,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from adatsq.call import argument_names, bind
+from adatsq.arguments import argument_names, bind
 from adatsq.files import checksum, write_text
 from adatsq.trace import Trace, fingerprint
 

@@ -7,7 +7,6 @@ scheduler step, for the recorded latents or for others, without the pipeline's l
 How a model family is called, with one branch or several for guidance, is found out from the run (`call`).
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,32 +16,23 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from adatsq.arguments import concatenated, pick, same, to_device
 from adatsq.call import (
     CallForm,
     check_combination,
-    concatenated,
     guided,
     layer_inputs,
-    pick,
     read,
-    same,
+    scheduler_copy,
     stacked,
-    to_device,
     watching,
 )
 from adatsq.models import Layer, fingerprint, prompt_list, quantizable, quiet
 from adatsq.settings import call_settings
 
-OURS = {
-    "prompt",
-    "generator",
-    "latents",
-    "num_images_per_prompt",
-    "num_videos_per_prompt",
-    "output_type",
-    "return_dict",
-    "callback_on_step_end",
-}
+OURS = set(
+    "prompt generator latents num_images_per_prompt num_videos_per_prompt output_type return_dict".split()
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +191,6 @@ def record(
         call["num_inference_steps"] = num_inference_steps
     settings = call_settings(pipe, call)
     steps = settings.get("num_inference_steps")  # None, and unknown, if it is the pipeline's default
-
     starts = range(0, len(prompts), batch_size)
     total = None if steps is None else steps * len(starts)
     with tqdm(desc="record", unit="step", total=total, disable=not progress) as bar, quiet(pipe):
@@ -226,9 +215,11 @@ def _run(
                 f"NaN or infinity in the transformer's output at step {t}, timestep {timestep:.6g}"
             )
         if t == 0:
-            repeated = _copy(pipe.scheduler)
+            repeated = scheduler_copy(pipe.scheduler)
             form = guided(found, answers, output)
-            start.update(scheduler=_copy(pipe.scheduler), dtype=sample.dtype, conditioning=conditioning)
+            start.update(
+                scheduler=scheduler_copy(pipe.scheduler), dtype=sample.dtype, conditioning=conditioning
+            )
             latents.append(sample.float().cpu())
         elif replace(found, weights=form.weights, base=form.base) != form:
             raise ValueError(
@@ -285,13 +276,6 @@ def _run(
         settings=settings,
         **to_device(start, "cpu"),
     )
-
-
-def _copy(scheduler: object) -> object:
-    """A scheduler of its own, without the wrapped `step` of a run that is being recorded."""
-    copied = copy.deepcopy(scheduler)
-    vars(copied).pop("step", None)
-    return copied
 
 
 def velocity(

@@ -74,17 +74,19 @@ def test_blocks_of_other_transformers_are_found(name):
     kept = models.kept(transformer)
     inside = sum(layer.in_features * layer.out_features for layer in layers)
     assert kept.parameters.sum() + inside == sum(t.numel() for t in transformer.state_dict().values())
-    reasons = dict(zip(kept.module, kept.reason.str.split(":").str[0]))
+    reasons = {(row.module, row.reason.split(":")[0]) for row in kept.itertuples()}
     for module, reason in {
-        "proj_out": "final projection",
+        "proj_out": "last norm or projection",
+        "norm_out": "last norm or projection",
         "time_text_embed": "time projection",
         "time_embed": "time projection",
         "context_embedder": "embedder",
         "img_in": "embedder",
-        "norm_out": "norm or modulation",
-        "transformer_blocks.*.ff.conv_depth.weight": "in a block, but no linear",
+        "x_embedder": "embedder",
     }.items():
-        assert reasons.get(module, reason) == reason
+        assert module not in set(kept.module) or (module, reason) in reasons
+    convolutions = any(isinstance(m, nn.Conv2d) for n, m in transformer.named_modules() if ".ff." in n)
+    assert (("transformer_blocks.*", "no linear") in reasons) == convolutions  # Sana's
     assert not kept.reason.eq("outside the blocks").any()
 
 
