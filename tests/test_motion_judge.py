@@ -131,8 +131,8 @@ def test_a_drifting_background_costs_its_consistency():
 
 
 def test_blur_and_noise_cost_imaging_quality():
-    _, prompts, video = movers(2)
-    blurred = torch.nn.functional.avg_pool2d(video.flatten(0, 1), 5, 1, 2, count_include_pad=False)
+    _, prompts, video = movers(4)
+    blurred = torch.nn.functional.avg_pool2d(video.flatten(0, 1), 3, 1, 1, count_include_pad=False)
     noisy = video + 0.05 * torch.randn(video.shape, generator=torch.Generator().manual_seed(0))
     soft, grainy = score(blurred.view_as(video), prompts), score(noisy, prompts)
     assert soft["imaging_quality"] < 0.85
