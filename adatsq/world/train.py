@@ -30,6 +30,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adatsq.world import flow, flux, schnell, wan, zimage
+from adatsq.world.score import quick_score
 
 RECIPES = {"flux-dev-mini": flux, "flux-schnell-mini": schnell, "z-image-mini": zimage, "wan2.1-mini": wan}
 STAGES = ("text", "autoencoder", "base", "distill", "steps", "assemble", "score")
@@ -172,8 +173,6 @@ def run_assemble(recipe, args) -> None:
 
 
 def run_score(recipe, args) -> None:
-    from adatsq.world.score import quick_score
-
     log(args.work, score=quick_score(args.out, args.device))
 
 
