@@ -1,4 +1,4 @@
-"""Clips that play in a page: one animated picture, inside the HTML itself, with nothing to load or to click."""
+"""Clips that play in a page: one animated picture inside the HTML itself, with nothing to load or click."""
 
 import base64
 import html
