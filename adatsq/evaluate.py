@@ -58,16 +58,20 @@ def psnr(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return ratio.reshape(len(images), -1).mean(1)
 
 
-def ssim(images: np.ndarray, reference: np.ndarray, batch_size: int = 256) -> np.ndarray:
+def ssim(images: np.ndarray, reference: np.ndarray, batch_size: int = 256, device: str = "cpu") -> np.ndarray:
     """Structural similarity of each image to its reference, in [-1, 1]; for clips, mean of frames.
 
-    Both (N, H, W, 3) or (N, F, H, W, 3) uint8.
+    Both (N, H, W, 3) or (N, F, H, W, 3) uint8. Without TF32, which is too coarse for variances.
     """
     _same_shape(images, reference)
     frames, values = [x.reshape(-1, *x.shape[-3:]) for x in (images, reference)], []
     for i in range(0, len(frames[0]), batch_size):
-        a, b = (torch.as_tensor(x[i : i + batch_size]).permute(0, 3, 1, 2) / 255 for x in frames)
-        values.append(structural_similarity_index_measure(a, b, data_range=1.0, reduction="none").reshape(-1))
+        a, b = (
+            torch.as_tensor(x[i : i + batch_size], device=device).permute(0, 3, 1, 2) / 255 for x in frames
+        )
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            found = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
+        values.append(found.reshape(-1).cpu())
     return torch.cat(values).reshape(len(images), -1).mean(1).numpy()
 
 

@@ -17,12 +17,13 @@ from matplotlib.patches import Patch
 from adatsq.policy import BITS, Policy
 from adatsq.search import SearchResult
 
-# Okabe and Ito's colours, a grey, a brown and two violets: apart also for eyes with two kinds of cones.
+# Okabe and Ito's colours, grey, olive, brown and two violets: apart also for eyes with two kinds of cones.
 METHOD_COLORS = {
     "fp": "#000000",
     "rtn": "#666666",
     "hadamard": "#56B4E9",
     "hadamard+gptq": "#0072B2",
+    "hadamard+gptq+search": "#A8A860",
     "adatsq-weights": "#E69F00",
     "adatsq": "#D55E00",
     "adatsq+ladder": "#480060",

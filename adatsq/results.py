@@ -15,7 +15,18 @@ from adatsq.files import write_text
 KEY = ["model", "method", "w_bits", "a_bits"]
 COLUMNS = [*KEY, "metric", "value", "ci_low", "ci_high", "n", "seed", "commit", "device"]
 # From simple to full. Each is compared with those before it.
-ORDER = ("fp", "rtn", "hadamard", "hadamard+gptq", "adatsq-weights", "adatsq", "adatsq+ladder")
+ORDER = (
+    "fp",
+    "rtn",
+    "hadamard",
+    "hadamard+gptq",
+    "hadamard+gptq+search",
+    "adatsq-weights",
+    "adatsq",
+    "adatsq+ladder",
+)
+PLACE = [*KEY, "prompt", "picture", "category"]  # columns of NAME-images.csv that say what a row is of
+DISTANCES = ["psnr", "ssim"]  # to the full-precision picture; the columns left are the judge's scores
 SEED = 0  # of the bootstrap; the pictures' own seeds are in the prompt file
 
 
@@ -23,23 +34,27 @@ def tidy_tables(name: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read NAME-images.csv and NAME-facts.csv, write and return NAME.csv and NAME-paired.csv."""
     images, facts = pd.read_csv(f"{name}-images.csv"), pd.read_csv(f"{name}-facts.csv")
     origin = facts.set_index(KEY)[["commit", "device"]]
-    table = pd.concat([_scores(images, origin), _facts(facts)], ignore_index=True)
-    paired = _paired(images, origin)
+    scores = [column for column in images if column not in (*PLACE, *DISTANCES)]
+    if scores != ["passed"]:  # of clips: the total is the mean of the dimensions
+        images["total"] = images[scores].mean(axis=1)
+        scores.append("total")
+    table = pd.concat([_scores(images, scores, origin), _facts(facts)], ignore_index=True)
+    paired = _paired(images, scores, origin)
     write_text(f"{name}.csv", table[COLUMNS].to_csv(index=False, float_format="%.6g"))
     write_text(f"{name}-paired.csv", paired.to_csv(index=False, float_format="%.6g"))
     return table[COLUMNS], paired
 
 
-def _scores(images: pd.DataFrame, origin: pd.DataFrame) -> pd.DataFrame:
-    """Categories and total from passes; psnr and ssim as the total of theirs. No psnr of fp to itself."""
+def _scores(images: pd.DataFrame, scores: list[str], origin: pd.DataFrame) -> pd.DataFrame:
+    """Categories and total from passes; all else as the total of its own. No psnr of fp to itself."""
     rows = []
     for key, group in images.groupby(KEY, sort=False):
-        metrics = ["passed"] if key[1] == "fp" else ["passed", "psnr", "ssim"]
+        metrics = scores if key[1] == "fp" else [*scores, *DISTANCES]
         rows += [_rows(key, origin.loc[key], *_grid(group, metric), metric=metric) for metric in metrics]
     return pd.concat(rows)
 
 
-def _paired(images: pd.DataFrame, origin: pd.DataFrame) -> pd.DataFrame:
+def _paired(images: pd.DataFrame, scores: list[str], origin: pd.DataFrame) -> pd.DataFrame:
     """Every method minus fp, and minus every simpler method (ORDER) at the same weight bits."""
     groups, rows = dict(list(images.groupby(KEY, sort=False))), []
     for key, group in groups.items():
@@ -47,9 +62,9 @@ def _paired(images: pd.DataFrame, origin: pd.DataFrame) -> pd.DataFrame:
             full_precision, simpler = other[1] == "fp", ORDER.index(other[1]) < ORDER.index(key[1])
             if not simpler or not (full_precision or other[2] == key[2]):
                 continue
-            if other[1] == "adatsq" and other[3] != key[3]:
+            if other[1] in ("hadamard+gptq+search", "adatsq") and other[3] != key[3]:
                 continue  # searched policies are compared at the same budget
-            for metric in ["passed"] if full_precision else ["passed", "psnr", "ssim"]:
+            for metric in scores if full_precision else [*scores, *DISTANCES]:
                 (values, categories), (base, _) = _grid(group, metric), _grid(baseline, metric)
                 found = _rows(key, origin.loc[key], values, categories, base, metric)
                 found.insert(2, "baseline", other[1])
@@ -59,7 +74,7 @@ def _paired(images: pd.DataFrame, origin: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rows(key, origin, values, categories, baseline=None, metric="passed") -> pd.DataFrame:
-    """Tidy rows of one method: all categories for passes, the total alone for image distances."""
+    """Tidy rows of one method: all categories for passes, the total over them alone for other metrics."""
     found = intervals(values, categories, baseline, seed=SEED).rename_axis("metric").reset_index()
     if metric != "passed":
         found = found[found.metric == "total"].assign(metric=metric)

@@ -1,0 +1,202 @@
+"""The rows of the benchmark, one function each: draw, judge, compare, write."""
+
+import io
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import DiffusionPipeline
+
+import adatsq
+from adatsq.candidates import LADDER, SHARES
+from adatsq.evaluate import generate, psnr, ssim
+from adatsq.files import write_text
+from adatsq.judging import Task
+from adatsq.results import KEY, ORDER
+
+SEARCH = range(4)  # calibration images that the search follows
+# Searched methods: the weights that they are searched on, and candidates per w_bits, which are the paper's
+# shares, or a finer ladder that spends on the fourth bit first.
+SEARCHED = {
+    "hadamard+gptq+search": ("hadamard+gptq", SHARES),
+    "adatsq": ("adatsq-weights", SHARES),
+    "adatsq+ladder": ("adatsq-weights", {4: LADDER, 3: LADDER}),
+}
+BEAMS = (1, 2, 4)  # held against the exact front of `adatsq`'s weights and candidates
+EXACT = "adatsq all-paths"
+
+
+@dataclass
+class Setting:
+    """What every method shares."""
+
+    model: str
+    name: str
+    out: Path
+    device: str
+    commit: str
+    task: Task
+    pictures: int
+    batch_size: int
+    evaluation: list
+    check: list
+    steps: int | None = None
+    methods: Sequence[str] = ORDER
+
+    def load(self) -> DiffusionPipeline:
+        return adatsq.load_pipeline(self.model, torch_dtype=torch.float32, device=self.device)
+
+    def draw(self, pipe, prompts, pictures, policy=None) -> np.ndarray:
+        """Pictures (prompts * pictures, H, W, 3), or clips, those of one prompt next to each other."""
+        texts = [p.text for p in prompts for _ in range(pictures)]
+        seeds = [p.seed + i for p in prompts for i in range(pictures)]
+        steps = {} if self.steps is None else {"num_inference_steps": self.steps}
+        applied = None if policy is None else adatsq.apply(pipe, policy)
+        try:
+            return generate(pipe, texts, seeds, self.batch_size, **steps)
+        finally:
+            if applied is not None:
+                applied.remove()
+
+    def path(self, suffix: str) -> Path:
+        return self.out / f"{self.name}{suffix}"
+
+
+def fixed(setting, pipe, reference, method: str, w_bits: int, facts: dict) -> str:
+    """Activations at the bits of the weights, at all timesteps."""
+    images = setting.draw(pipe, setting.evaluation, setting.pictures)
+    return score(setting, images, reference, method, w_bits, w_bits, {**facts, "average_bits": w_bits})
+
+
+def search(setting, pipe, trace, fisher, reference, method: str, w_bits: int, budget: float, facts) -> str:
+    """The policy that the search finds on these weights for this budget, and its pictures."""
+    options = {"beam": 4, "shares": SEARCHED[method][1][w_bits], "budget": budget, "images": list(SEARCH)}
+    result = adatsq.beam_search(pipe, trace, fisher, **options)
+    policy, judge_s = timed(result.pick, budget, lambda policy: check(setting, pipe, policy))
+    key = {"method": method, "w_bits": w_bits, "budget": budget}
+    _append(setting.path("-search.csv"), result.evaluated.assign(**key), list(key), float_format="%.6g")
+    policy.save(setting.path(f"-policy-{method}-w{w_bits}a{budget:g}.json"))
+    images = setting.draw(pipe, setting.evaluation, setting.pictures, policy)
+    found = {
+        "average_bits": policy.average,
+        "parameter_weighted_bits": policy.parameter_weighted,
+        "flop_weighted_bits": policy.flop_weighted,
+        "search_s": result.seconds,
+        "judge_s": judge_s,
+        "front_paths": len(result.front),
+    }
+    return score(setting, images, reference, method, w_bits, budget, {**facts, **found})
+
+
+def check(setting: Setting, pipe, policy) -> float:
+    """The final end-to-end check of a policy: mean score on prompts that nothing else has seen."""
+    images = setting.draw(pipe, setting.check, 1, policy)
+    return float(setting.task.score(images, setting.check).mean(axis=1).mean())
+
+
+def frontier(setting, pipe, trace, fisher, w_bits: int) -> str:
+    """All complete paths of `adatsq`'s search, and the share of their front that each beam finds."""
+    options = {"shares": SEARCHED["adatsq"][1][w_bits], "images": list(SEARCH)}
+    truth = adatsq.brute_force(pipe, trace, fisher, **options)
+    names, steps = {-1: ()}, len(trace.timesteps)
+    for row in truth.evaluated.itertuples():
+        names[row.path] = (*names[row.parent], row.candidate)
+    paths = truth.evaluated[truth.evaluated.step == steps - 1][["path", "average_bits", "error"]]
+    chosen = paths.pop("path").map(names)
+    paths.insert(0, "candidates", chosen.map(" ".join))
+    facts = []
+    for label, result in [
+        *((f"beam={m}", adatsq.beam_search(pipe, trace, fisher, beam=m, **options)) for m in BEAMS),
+        ("all-paths", truth),
+    ]:
+        paths["on_front" if result is truth else label] = chosen.isin({p.candidates for p in result.front})
+        found = {
+            "search_s": result.seconds,
+            "front_paths": len(result.front),
+            "hypervolume_share": adatsq.hypervolume_share(result, truth),
+        }
+        # A front has no budget: a_bits are those of the weights.
+        facts.append({"method": f"adatsq {label}", "w_bits": w_bits, "a_bits": float(w_bits), **found})
+    _append(
+        setting.path("-frontier.csv"), paths.assign(model=setting.name, w_bits=w_bits), ["model", "w_bits"]
+    )
+    for fact in facts:
+        _append_facts(setting, fact)
+    shares = ", ".join(f"{f['method'].split()[1]} {f['hypervolume_share']:.4f}" for f in facts)
+    return f"{len(paths)} paths, {len(truth.front)} on the front, share of it: {shares}"
+
+
+def score(setting: Setting, images, reference, method: str, w_bits: int, a_bits: float, facts: dict) -> str:
+    """Judge the pictures, compare them with the full-precision ones, write both files; say the scores."""
+    prompts = [p for p in setting.evaluation for _ in range(setting.pictures)]
+    key = {"method": method, "w_bits": w_bits, "a_bits": float(a_bits)}
+    places = pd.DataFrame(
+        {
+            "model": setting.name,
+            **key,
+            "prompt": np.repeat(np.arange(len(setting.evaluation)), setting.pictures),
+            "picture": np.tile(np.arange(setting.pictures), len(setting.evaluation)),
+            "category": [p.category for p in prompts],
+        }
+    )
+    scores = setting.task.score(images, prompts).round(4)
+    distances = {
+        "psnr": psnr(images, reference).round(2),
+        "ssim": ssim(images, reference, device=setting.device).astype(np.float64).round(4),
+    }
+    rows = pd.concat([places, scores], axis=1).assign(**distances)
+    _append(setting.path("-images.csv"), rows, KEY)
+    _append_facts(setting, {**key, **facts})
+    return f"{scores.mean(axis=1).mean():.4f} on average, {rows.psnr.mean():.2f} dB"
+
+
+def scored(setting: Setting, method: str, w_bits: int, a_bits: float) -> bool:
+    file = setting.path("-facts.csv")
+    if not file.exists():
+        return False
+    table = pd.read_csv(file)
+    return bool(((table.method == method) & (table.w_bits == w_bits) & (table.a_bits == a_bits)).any())
+
+
+def timed(function, *args, **kwargs):
+    """(result, seconds)."""
+    start = time.perf_counter()
+    result = function(*args, **kwargs)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - start
+
+
+def _append_facts(setting: Setting, facts: dict) -> None:
+    facts = {"model": setting.name, **facts, "commit": setting.commit, "device": _device(setting.device)}
+    _append(setting.path("-facts.csv"), pd.DataFrame([facts]), KEY)
+
+
+def _append(file: Path, rows: pd.DataFrame, key: list[str], float_format: str | None = None) -> None:
+    """Replace the rows of the same key (method and bits), add the new ones; the others stay to the letter."""
+    text = rows.to_csv(index=False, float_format=float_format)
+    if file.exists():
+        same = (pd.read_csv(file)[key] == rows[key].iloc[0]).all(axis=1)
+        old, new = (pd.read_csv(f, dtype=str, keep_default_na=False) for f in (file, io.StringIO(text)))
+        text = pd.concat([old[~same], new]).fillna("").to_csv(index=False)
+    write_text(file, text)
+
+
+def size(pipe) -> dict:
+    """Bytes and bits of the transformer as saved, and the share of its parameters that is quantised."""
+    table = adatsq.summary(pipe)
+    return {
+        "transformer_bytes": int(table.at["transformer", "bytes"]),
+        "effective_bits": float(table.at["transformer", "effective_bits"]),
+        "effective_w_bits": float(table.at["weights and activations", "effective_bits"]),
+        "quantized_share": 1 - float(table.at["kept", "share"]),
+    }
+
+
+def _device(name: str) -> str:
+    return torch.cuda.get_device_name() if name.startswith("cuda") else f"cpu ({os.cpu_count()} cores)"
