@@ -1,0 +1,131 @@
+"""How much memory the real models take, counted from their shapes: no weights, no download, no run.
+
+torch's meta device builds a model of any size without its numbers. The configurations are those of the
+published checkpoints; where a diffusers class has them as its defaults, nothing is repeated here.
+"""
+
+import pandas as pd
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLWan,
+    FluxTransformer2DModel,
+    WanTransformer3DModel,
+    ZImageTransformer2DModel,
+)
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+from adatsq.integer import effective_bits
+from adatsq.models import Layer, quantizable
+from adatsq.recipes import MODULATION_GROUP
+
+T5_XXL = {
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+QWEN3_4B = {
+    "vocab_size": 151936,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+}
+IMAGE_VAE = {
+    "latent_channels": 16,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+FLUX_TEXT = {
+    "CLIP-L text encoder": lambda: CLIPTextModel(CLIPTextConfig(**CLIP_L)),
+    "T5-XXL text encoder": lambda: T5EncoderModel(T5Config(vocab_size=32128, **T5_XXL)),
+}
+VAE = {"image autoencoder": lambda: AutoencoderKL(**IMAGE_VAE)}
+# hub name: {part: builds it}; the first part is the transformer
+REAL = {
+    "black-forest-labs/FLUX.1-dev": {
+        "transformer": lambda: FluxTransformer2DModel(guidance_embeds=True),
+        **FLUX_TEXT,
+        **VAE,
+    },
+    "black-forest-labs/FLUX.1-schnell": {"transformer": FluxTransformer2DModel, **FLUX_TEXT, **VAE},
+    "Tongyi-MAI/Z-Image-Turbo": {
+        "transformer": ZImageTransformer2DModel,
+        "Qwen3-4B text encoder": lambda: Qwen3Model(Qwen3Config(**QWEN3_4B)),
+        **VAE,
+    },
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": {
+        "transformer": lambda: WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30),
+        "UMT5-XXL text encoder": lambda: UMT5EncoderModel(UMT5Config(vocab_size=256384, **T5_XXL)),
+        "video autoencoder": AutoencoderKLWan,
+    },
+}
+
+
+def memory(model: str, w_bits: tuple[int, ...] = (4, 3)) -> pd.DataFrame:
+    """Bytes of the parameters of a real pipeline: a row per part, and their sum as "all".
+
+    Columns: parameters; GB (10^9 bytes) with all in 16 bit, and with the transformer's block linears at each
+    of `w_bits` (adaLN layers at 4 bits or more in groups, scales included, the rest in 16 bit). Activations
+    and what the libraries allocate come on top and are not counted. ValueError for a model not in REAL.
+    """
+    if model not in REAL:
+        raise ValueError(f"no configuration of {model!r} here: choose one of {', '.join(REAL)}")
+    rows = {}
+    with torch.device("meta"):
+        for part, build in REAL[model].items():
+            module = build()
+            parameters = sum(p.numel() for p in module.parameters())
+            rows[part] = {"parameters": parameters, "16 bit, GB": 2e-9 * parameters}
+            for bits in w_bits:
+                saved = _saved_bytes(module, bits) if part == "transformer" else 0
+                rows[part][f"W{bits}, GB"] = 2e-9 * parameters - 1e-9 * saved
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.loc["all"] = table.sum()
+    return table.astype({"parameters": int})
+
+
+def hessian_bytes(model: str) -> int:
+    """Float32 bytes of the Hessians of the block that needs most: what calibration holds at once."""
+    with torch.device("meta"):
+        layers = quantizable(next(iter(REAL[model].values()))())
+    blocks: dict[str, int] = {}
+    for layer in layers:
+        blocks[layer.block] = blocks.get(layer.block, 0) + 4 * layer.in_features**2
+    return max(blocks.values())
+
+
+def _saved_bytes(transformer: nn.Module, w_bits: int) -> float:
+    """What quantised weights save against 16 bit."""
+    return sum(
+        layer.in_features * layer.out_features * (16 - _stored_bits(layer, w_bits)) / 8
+        for layer in quantizable(transformer)
+    )
+
+
+def _stored_bits(layer: Layer, w_bits: int) -> float:
+    """Bits per weight, scales included, as `recipes.quantize` stores them."""
+    if layer.role == "act":
+        return effective_bits(w_bits, layer.in_features)
+    group = MODULATION_GROUP if layer.in_features % MODULATION_GROUP == 0 else layer.in_features
+    return effective_bits(max(4, w_bits), layer.in_features, group)

@@ -1,0 +1,154 @@
+"""Stored scores as a page shows them: tables with intervals, and sentences built from the numbers alone.
+
+`python -m adatsq.benchmark` writes the files, `data/paper.csv` holds the paper's tables (arXiv:2602.09883).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from adatsq.results import ORDER
+
+NO_SCORES = "No scores are stored for {}: `python -m adatsq.benchmark --model ...` measures them, on a GPU."
+# Ours, beside the row of the paper that is nearest to it; QuaRot is a Hadamard rotation and GPTQ.
+COUNTERPARTS = {"fp": "fp", "quarot": "hadamard+gptq", "adatsq": "adatsq"}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """table: NAME.csv, paired: NAME-paired.csv (`benchmark`), both with a column `name`, "adatsq W4A4"."""
+
+    table: pd.DataFrame
+    paired: pd.DataFrame
+
+    def show(self, metrics: Sequence[str]) -> pd.DataFrame:
+        """A row per method and bits, a column per metric that was measured, values with their intervals."""
+        rows = self.table[self.table.metric.isin(metrics) & self.table.method.isin(ORDER)]
+        rank = rows.method.map(ORDER.index) + 100 * (rows.w_bits == 3) + 0.01 * rows.a_bits
+        cells = rows.assign(cell=[_cell(row) for row in rows.itertuples()], rank=rank)
+        table = cells.pivot_table(index=["rank", "name"], columns="metric", values="cell", aggfunc="first")
+        table = table.reindex(columns=[m for m in metrics if m in table]).droplevel("rank").fillna("")
+        table = table.rename_axis(index=None, columns=None)
+        return table.rename(
+            columns=lambda m: {"psnr": "PSNR, dB", "ssim": "SSIM"}.get(m, m.replace("_", " "))
+        )
+
+    def origin(self) -> str:
+        """How many pictures, on which device and by which code; no full stop."""
+        first = self.table.iloc[0]
+        return (
+            f"{first.model}: {self.table.n.max():.0f} pictures per method, 95% intervals (bootstrap over "
+            f"prompts), measured on {first.device}, code {', '.join(sorted(set(self.table.commit)))}"
+        )
+
+    def value(self, name: str, metric: str = "total") -> float:
+        """Of the row of this name, "adatsq W3A3.1" or "fp"; NaN if it was not measured."""
+        found = self.table[(self.table.name == name) & (self.table.metric == metric)].value
+        return float(found.iloc[0]) if len(found) else float("nan")
+
+    def sentences(self, method: str, by: dict[str, str] | None = None) -> list[str]:
+        """What the paired intervals say of a method's rows: a line per bits, without a full stop.
+
+        by: metrics and what to call them, by default the total and PSNR.
+        """
+        by, lines = by or {"total": "the total", "psnr": "PSNR"}, []
+        for name in dict.fromkeys(self.table[self.table.method == method].name):
+            line = f"{name} reaches {self.value(name) / self.value('fp'):.1%} of the full-precision total"
+            for metric, called in by.items():
+                mine = self.paired[(self.paired.name == name) & (self.paired.metric == metric)]
+                said = [f"{verdict} {', '.join(rows.other)}" for verdict, rows in mine.groupby("verdict")]
+                line += f". By {called}: {'; '.join(said) or 'compared with nothing'}"
+            lines.append(line)
+        return lines
+
+    def differences(self, method: str, metric: str) -> pd.DataFrame:
+        """Rows for `plots.differences`: this method minus each other, on the same pictures."""
+        rows = self.paired[(self.paired.method == method) & (self.paired.metric == metric)]
+        return rows.assign(row=rows.name + " minus " + rows.other)
+
+    def beside(self, paper: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+        """Our totals next to the paper's of the same model, and in which comparisons the two agree.
+
+        paper: rows of `data/paper.csv`. A comparison is a difference of two rows; ours has a paired interval.
+        """
+        theirs = {(r.method, int(r.w_bits)): r.value for r in paper.itertuples() if r.metric == "total"}
+        rows = {}
+        for (method, w_bits), value in theirs.items():
+            names = self._names(COUNTERPARTS.get(method), w_bits)
+            bits = "" if method == "fp" else f" W{w_bits}A{w_bits}"
+            for name in names or ["not measured here"]:
+                ours = self.value(name)
+                rows[f"{method}{bits}", name] = {
+                    "paper": value,
+                    "ours": ours,
+                    "paper, of its fp": value / theirs["fp", 16],
+                    "ours, of our fp": ours / self.value("fp"),
+                }
+        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(index=["the paper's row", "our row"])
+        lines = []
+        for (method, w_bits), value in theirs.items():
+            for other, baseline in (("fp", "fp"), ("quarot", "hadamard+gptq")):
+                base = theirs.get((other, 16 if other == "fp" else w_bits))
+                if method == "adatsq" and base is not None:
+                    for name in self._names("adatsq", w_bits):
+                        lines += self._agreement(name, baseline, f"{method} minus {other}", value - base)
+        return table, lines
+
+    def _names(self, method: str | None, w_bits: int) -> list[str]:
+        rows = self.table[(self.table.method == method) & (self.table.w_bits == w_bits)]
+        return list(dict.fromkeys(rows.name))
+
+    def _agreement(self, name: str, baseline: str, what: str, theirs: float) -> list[str]:
+        mine = self.paired[
+            (self.paired.name == name) & (self.paired.baseline == baseline) & (self.paired.metric == "total")
+        ]
+        lines = []
+        for row in mine.itertuples():
+            if row.ci_low <= 0 <= row.ci_high:
+                agree = "ours cannot be told from no difference"
+            else:
+                agree = "the same sign" if row.value * theirs > 0 else "the opposite sign"
+            lines.append(
+                f"{what}: {theirs:+.3f} in the paper; {name} minus {row.other}: {row.value:+.3f} "
+                f"({row.ci_low:+.3f} to {row.ci_high:+.3f}) here: {agree}"
+            )
+        return lines
+
+
+def read(results: str | Path, model: str | Path) -> Scores | None:
+    """The stored scores of a model, by the last part of its name; None if there are none."""
+    file = Path(results) / f"{Path(model).name}.csv"
+    if not file.exists():
+        return None
+    table, paired = pd.read_csv(file), pd.read_csv(file.with_name(f"{file.stem}-paired.csv"))
+    for rows in (table, paired):
+        rows["name"] = [label(row) for row in rows.itertuples()]
+    sure = [paired.ci_low > 0, paired.ci_high < 0]
+    paired["verdict"] = np.select(sure, ["ahead of", "behind"], "not told apart from")
+    paired["other"] = [
+        row.baseline + f" A{row.baseline_a_bits:g}" * (row.baseline != "fp") for row in paired.itertuples()
+    ]
+    return Scores(table, paired)
+
+
+def label(row: tuple) -> str:
+    """ "fp", or a method and its bits, "adatsq W3A3.1", of anything with method, w_bits and a_bits."""
+    return row.method if row.method == "fp" else f"{row.method} W{row.w_bits:g}A{row.a_bits:g}"
+
+
+def narrow(table: pd.DataFrame) -> Styler:
+    """Small print in one line per row, for a page's width."""
+    return table.style.set_properties(
+        **{"white-space": "nowrap", "padding-right": "1em", "font-size": "90%"}
+    ).format(precision=3, na_rep="")
+
+
+def _cell(row: tuple) -> str:
+    """A value and its interval, as text."""
+    digits = ".1f" if row.metric == "psnr" or row.metric.endswith("_s") else ".3f"
+    known = pd.notna(row.ci_low)
+    return f"{row.value:{digits}}" + (f" [{row.ci_low:{digits}}, {row.ci_high:{digits}}]" if known else "")

@@ -1,0 +1,44 @@
+"""Sizes counted from shapes agree with the published counts and with what a quantized model stores."""
+
+import pytest
+
+import adatsq
+from adatsq import sizes
+
+
+@pytest.mark.parametrize(
+    ("model", "billions"),
+    [
+        ("black-forest-labs/FLUX.1-schnell", (11.9, 0.123, 4.76, 0.084)),
+        ("Tongyi-MAI/Z-Image-Turbo", (6.15, 4.02, 0.084)),
+        ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", (1.42, 5.68, 0.127)),
+    ],
+)
+def test_parameters_are_the_published_ones(model, billions):
+    table = sizes.memory(model)
+    *parts, whole = table.parameters
+    assert [count / 1e9 for count in parts] == pytest.approx(billions, rel=0.01)
+    assert whole == sum(parts)
+    assert table["16 bit, GB"].iloc[0] == pytest.approx(2 * billions[0], rel=0.01)
+    assert table.at["transformer", "W3, GB"] < table.at["transformer", "W4, GB"] < 2 * billions[0] / 3
+
+
+@pytest.mark.parametrize("w_bits", [4, 3])
+def test_saved_bytes_are_those_of_a_quantized_model(tiny_pipe, w_bits):
+    saved = sizes._saved_bytes(tiny_pipe.transformer, w_bits)
+    parameters = sum(p.numel() for p in tiny_pipe.transformer.parameters())
+    table = adatsq.summary(adatsq.rtn(tiny_pipe, w_bits=w_bits, a_bits=w_bits))
+    quantized = table.loc[["weights and activations", "weights only (adaLN)"]]
+    assert 2 * quantized.parameters.sum() - saved == pytest.approx(quantized.bytes.sum(), abs=1)
+    assert parameters == table.at["transformer", "parameters"]
+
+
+def test_hessians_of_the_largest_block():
+    # Flux's double block: per stream q, k, v, out, modulation and one MLP layer of 3072 inputs, one of 12288
+    expected = 4 * 2 * (6 * 3072**2 + (4 * 3072) ** 2)
+    assert sizes.hessian_bytes("black-forest-labs/FLUX.1-schnell") == expected
+
+
+def test_an_unknown_model_is_named():
+    with pytest.raises(ValueError, match="no configuration of 'x/y'"):
+        sizes.memory("x/y")
