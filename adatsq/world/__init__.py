@@ -1,5 +1,5 @@
-"""A small world of coloured shapes, at rest and moving: captioned scenes and clips, a renderer, prompts, exact
-judges, mini DiTs.
+"""A small world of coloured shapes, at rest and moving: captioned scenes and clips, a renderer, prompts,
+exact judges, mini DiTs.
 
 The method (everything outside this folder) never imports it.
 """
