@@ -30,7 +30,18 @@ from diffusers import DiffusionPipeline
 import adatsq
 from adatsq.judging import task_of
 from adatsq.results import ORDER, tidy_tables
-from adatsq.rows import EXACT, SEARCHED, Setting, fixed, frontier, score, scored, search, size, timed
+from adatsq.rows import (
+    EXACT,
+    SEARCHED,
+    Setting,
+    at_fixed_bits,
+    at_searched_bits,
+    frontier,
+    score,
+    scored,
+    size,
+    timed,
+)
 
 CALIBRATION, CHECK = slice(0, 32), slice(32, 64)
 BUDGETS = {4: (4.0,), 3: (3.1, 3.6)}  # w_bits: average activation bits of the searched policies
@@ -90,7 +101,7 @@ def run(setting: Setting, pipe: DiffusionPipeline, calibration: list[str], seed:
     Returns the names of rows that failed.
     """
     failed: list[str] = []
-    trace, record_s = timed(adatsq.record, pipe, calibration, setting.steps, seed, batch_size=32)
+    trace, record_s = timed(adatsq.record, pipe, calibration, setting.steps, seed, 32, progress=False)
     todo = {
         (method, w_bits): rows
         for w_bits in BUDGETS
@@ -107,16 +118,27 @@ def run(setting: Setting, pipe: DiffusionPipeline, calibration: list[str], seed:
     def weights(method: str, w_bits: int, rows: list[tuple[str, float]]) -> str:
         """Quantize once, then all rows on these weights."""
         alpha = fisher.alpha(tau=1.0) if method == "adatsq-weights" else None
-        options = {"blocks_per_pass": None, "batch_size": 32}
+        options = {"blocks_per_pass": None, "batch_size": 32, "progress": False}
         pipe, quantize_s = timed(WEIGHTS[method], setting.load(), trace, w_bits, w_bits, alpha, **options)
         facts = {"quantize_s": quantize_s, "record_s": record_s, "fisher_s": fisher_s, **size(pipe)}
         for name, budget in rows:
             if name == method:
-                arguments = fixed, setting, pipe, reference, name, w_bits, facts
+                arguments = at_fixed_bits, setting, pipe, reference, name, w_bits, facts
             elif name == EXACT:
                 arguments = frontier, setting, pipe, trace, fisher, w_bits
             else:
-                arguments = search, setting, pipe, trace, fisher, reference, name, w_bits, budget, facts
+                arguments = (
+                    at_searched_bits,
+                    setting,
+                    pipe,
+                    trace,
+                    fisher,
+                    reference,
+                    name,
+                    w_bits,
+                    budget,
+                    facts,
+                )
             attempt(failed, f"{name} W{w_bits}A{budget:g}", *arguments)
         return f"{len(rows)} rows on these weights"
 
@@ -150,7 +172,7 @@ def fisher_of(setting: Setting, pipe: DiffusionPipeline, trace: adatsq.Trace) ->
     """(Fisher information, seconds); that of the rows already written, if there are any, in no time (NaN)."""
     file = setting.path("-fisher.json")
     if not file.exists():
-        fisher, seconds = timed(adatsq.temporal_fisher, pipe, trace, batch_size=16)
+        fisher, seconds = timed(adatsq.temporal_fisher, pipe, trace, batch_size=16, progress=False)
         fisher.save(file)
         return fisher, seconds
     fisher = adatsq.Fisher.load(file)

@@ -14,6 +14,7 @@ from adatsq.files import write_text
 
 KEY = ["model", "method", "w_bits", "a_bits"]
 COLUMNS = [*KEY, "metric", "value", "ci_low", "ci_high", "n", "seed", "commit", "device"]
+PAIRED = [*COLUMNS[:2], "baseline", "baseline_a_bits", *COLUMNS[2:]]
 # From simple to full. Each is compared with those before it.
 ORDER = (
     "fp",
@@ -67,10 +68,9 @@ def _paired(images: pd.DataFrame, scores: list[str], origin: pd.DataFrame) -> pd
             for metric in scores if full_precision else [*scores, *DISTANCES]:
                 (values, categories), (base, _) = _grid(group, metric), _grid(baseline, metric)
                 found = _rows(key, origin.loc[key], values, categories, base, metric)
-                found.insert(2, "baseline", other[1])
-                found.insert(3, "baseline_a_bits", other[3])
-                rows.append(found)
-    return pd.concat(rows, ignore_index=True)
+                found = found.assign(baseline=other[1], baseline_a_bits=other[3])
+                rows.append(found[PAIRED])
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=PAIRED)
 
 
 def _rows(key, origin, values, categories, baseline=None, metric="passed") -> pd.DataFrame:

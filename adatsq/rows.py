@@ -58,7 +58,7 @@ class Setting:
         steps = {} if self.steps is None else {"num_inference_steps": self.steps}
         applied = None if policy is None else adatsq.apply(pipe, policy)
         try:
-            return generate(pipe, texts, seeds, self.batch_size, **steps)
+            return generate(pipe, texts, seeds, self.batch_size, progress=False, **steps)
         finally:
             if applied is not None:
                 applied.remove()
@@ -67,16 +67,18 @@ class Setting:
         return self.out / f"{self.name}{suffix}"
 
 
-def fixed(setting, pipe, reference, method: str, w_bits: int, facts: dict) -> str:
+def at_fixed_bits(setting, pipe, reference, method: str, w_bits: int, facts: dict) -> str:
     """Activations at the bits of the weights, at all timesteps."""
     images = setting.draw(pipe, setting.evaluation, setting.pictures)
     return score(setting, images, reference, method, w_bits, w_bits, {**facts, "average_bits": w_bits})
 
 
-def search(setting, pipe, trace, fisher, reference, method: str, w_bits: int, budget: float, facts) -> str:
+def at_searched_bits(
+    setting, pipe, trace, fisher, reference, method: str, w_bits: int, budget: float, facts
+) -> str:
     """The policy that the search finds on these weights for this budget, and its pictures."""
-    options = {"beam": 4, "shares": SEARCHED[method][1][w_bits], "budget": budget, "images": list(SEARCH)}
-    result = adatsq.beam_search(pipe, trace, fisher, **options)
+    options = {"shares": SEARCHED[method][1][w_bits], "images": list(SEARCH), "progress": False}
+    result = adatsq.beam_search(pipe, trace, fisher, beam=4, budget=budget, **options)
     policy, judge_s = timed(result.pick, budget, lambda policy: check(setting, pipe, policy))
     key = {"method": method, "w_bits": w_bits, "budget": budget}
     _append(setting.path("-search.csv"), result.evaluated.assign(**key), list(key), float_format="%.6g")
@@ -101,7 +103,7 @@ def check(setting: Setting, pipe, policy) -> float:
 
 def frontier(setting, pipe, trace, fisher, w_bits: int) -> str:
     """All complete paths of `adatsq`'s search, and the share of their front that each beam finds."""
-    options = {"shares": SEARCHED["adatsq"][1][w_bits], "images": list(SEARCH)}
+    options = {"shares": SEARCHED["adatsq"][1][w_bits], "images": list(SEARCH), "progress": False}
     truth = adatsq.brute_force(pipe, trace, fisher, **options)
     names, steps = {-1: ()}, len(trace.timesteps)
     for row in truth.evaluated.itertuples():
@@ -109,6 +111,8 @@ def frontier(setting, pipe, trace, fisher, w_bits: int) -> str:
     paths = truth.evaluated[truth.evaluated.step == steps - 1][["path", "average_bits", "error"]]
     chosen = paths.pop("path").map(names)
     paths.insert(0, "candidates", chosen.map(" ".join))
+    paths.insert(0, "w_bits", w_bits)
+    paths.insert(0, "model", setting.name)
     facts = []
     for label, result in [
         *((f"beam={m}", adatsq.beam_search(pipe, trace, fisher, beam=m, **options)) for m in BEAMS),
@@ -122,9 +126,7 @@ def frontier(setting, pipe, trace, fisher, w_bits: int) -> str:
         }
         # A front has no budget: a_bits are those of the weights.
         facts.append({"method": f"adatsq {label}", "w_bits": w_bits, "a_bits": float(w_bits), **found})
-    _append(
-        setting.path("-frontier.csv"), paths.assign(model=setting.name, w_bits=w_bits), ["model", "w_bits"]
-    )
+    _append(setting.path("-frontier.csv"), paths, ["model", "w_bits"])
     for fact in facts:
         _append_facts(setting, fact)
     shares = ", ".join(f"{f['method'].split()[1]} {f['hypervolume_share']:.4f}" for f in facts)

@@ -105,6 +105,12 @@ def test_a_row_that_fails_is_named_and_the_others_go_on(run_all, monkeypatch, tm
     assert scored(tmp_path) == {("fp", 16, 16.0), ("hadamard+gptq", 4, 4.0), ("hadamard+gptq", 3, 3.0)}
 
 
+def test_full_precision_alone_has_no_pairs(run_all, tmp_path):
+    run_all("schnell", "--limit", "1", "--pictures", "1", "--methods", "fp", out=tmp_path)
+    assert scored(tmp_path) == {("fp", 16, 16.0)}
+    assert pd.read_csv(tmp_path / "tiny-paired.csv").empty
+
+
 def test_results_of_another_training_are_refused(run_all, pictures, tmp_path):
     (tmp_path / "tiny-fisher.json").write_bytes((pictures / "tiny-fisher.json").read_bytes())
     with pytest.raises(ValueError, match="are results of Flux.* delete them"):
