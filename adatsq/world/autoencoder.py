@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, AutoencoderKLWan
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -78,11 +79,18 @@ def train_video_autoencoder(
     device: str = "cpu",
     max_seconds: float = float("inf"),
 ) -> tuple[AutoencoderKLWan, float]:
-    """(autoencoder with latents_mean and latents_std per channel set, PSNR in dB on fresh clips)."""
+    """(autoencoder with latents_mean and latents_std per channel set, PSNR in dB on fresh clips).
+
+    From a random start the decoder draws the mean background and ignores the latents, for a long time. So the
+    first third of the training is on single frames, with little noise on the latents and with a hint that
+    fades: nine of the channels should hold each 8x8 block's mean and slopes.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator(device).manual_seed(seed)
     model = build_video_autoencoder().to(device)
-    _fit(model, videos, generator, steps, batch_size, scenes, max_seconds)
+    with torch.no_grad():
+        model.quant_conv.bias[model.config.z_dim :] = -5.0  # log variance
+    _fit(model, videos, generator, steps, batch_size, scenes, max_seconds, frames_first=0.35)
     latents, psnr = _measure(model, videos, generator, min(scenes, 256))
     channels = latents.transpose(0, 1).flatten(1)
     model.register_to_config(latents_mean=channels.mean(1).tolist(), latents_std=channels.std(1).tolist())
@@ -98,9 +106,11 @@ def _fit(
     scenes: int,
     max_seconds: float,
     kl_weight: float = 3e-4,
+    frames_first: float = 0.0,
 ) -> None:
     """Train and freeze. sample(n, generator): pictures or clips in [-1, 1].
 
+    frames_first: share of the training that takes clips apart into single frames, with a hint.
     Loss: absolute + squared error + a light KL term, so that latents stay smooth but keep all detail. If
     max_seconds runs out first, the learning rate has fallen to zero by then all the same: it follows the
     larger of the two progresses.
@@ -115,6 +125,9 @@ def _fit(
         x = pool[torch.randint(len(pool), (batch_size,), generator=generator, device=device)].float()
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
+        frames = progress < frames_first
+        if frames:
+            x = x.transpose(1, 2).flatten(0, 1)[:, :, None]  # (B * frames, 3, 1, H, W)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
             posterior = model.encode(x).latent_dist
             y = model.decode(posterior.sample()).sample
@@ -124,6 +137,10 @@ def _fit(
             + error.square().mean()
             + kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
         )
+        if frames:
+            hint = _block_means_and_slopes(x[:, :, 0])
+            missed = posterior.mean[:, : hint.shape[1], 0].float() - hint
+            loss = loss + (1 - progress / frames_first) * missed.square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -132,6 +149,17 @@ def _fit(
         progress = max(bar.n / steps, (time.monotonic() - start) / max_seconds)
     bar.close()
     model.eval().requires_grad_(False)
+
+
+def _block_means_and_slopes(images: Tensor) -> Tensor:
+    """Mean, slope to the right and slope downwards of each colour in each 8x8 block, (B, 9, H/8, W/8)."""
+    ramp = torch.linspace(-1, 1, 8, device=images.device).expand(8, 8)
+    filters = torch.stack([torch.ones_like(ramp), 2 * ramp, 2 * ramp.T])[:, None] / 32
+    return (
+        F.conv2d(images.flatten(0, 1)[:, None], filters, stride=8)
+        .unflatten(0, images.shape[:2])
+        .flatten(1, 2)
+    )
 
 
 @torch.no_grad()
