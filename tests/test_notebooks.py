@@ -21,6 +21,14 @@ SMALL = {
     "03_search": {"steps": 2, "images": 2, "search_images": 1, "beam": 2, "held_out": 3},
     "04_explorer": {"live_steps": 2, "live_prompts": 1},
     "05_flux": {"steps": 2, "calibration_images": 2, "search_images": 1, "beam": 2},
+    "06_schnell": {"steps": 2, "calibration_images": 2, "search_images": 1, "baselines": ["rtn"]},
+    "07_z_image": {
+        "steps": 2,
+        "calibration_images": 2,
+        "search_images": 1,
+        "beam": 1,
+        "baselines": ["rtn"],
+    },
 }
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 

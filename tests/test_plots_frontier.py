@@ -1,0 +1,71 @@
+"""Figures of frontiers show each policy, each path and each beam that they are given."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from adatsq import plots, plots_frontier
+from adatsq.policy import LayerShape, Policy
+from adatsq.search import FrontPath, SearchResult
+
+TIMESTEPS = [1.0, 0.5]
+
+
+@pytest.fixture(autouse=True)
+def styled():
+    plots.style()
+    yield
+    plt.close("all")
+
+
+def result(paths: dict[tuple[str, str], tuple[float, float]]) -> SearchResult:
+    """paths: {candidates: (average bits, error)}, all of them on the front."""
+    layers = [LayerShape("blocks.0.to_q", 4, 4, 1)]
+    policy = Policy(TIMESTEPS, layers, np.full((2, 1), 4), "m")
+    rows = [[1, i, -1, names[-1], *point, True] for i, (names, point) in enumerate(paths.items())]
+    columns = ["step", "path", "parent", "candidate", "average_bits", "error", "kept"]
+    front = [FrontPath(policy, *point, names) for names, point in paths.items()]
+    return SearchResult(front, pd.DataFrame(rows, columns=columns), 3.0, 0.1)
+
+
+TRUTH = result({("low", "low"): (3.0, 0.9), ("low", "high"): (3.6, 0.4), ("high", "high"): (4.2, 0.1)})
+BEAM = result({("low", "high"): (3.6, 0.4)})
+
+
+def test_a_row_per_policy_and_a_box_per_step():
+    ax = plots_frontier.policies(TRUTH, {1: BEAM}, ["1", "0.5"], ["low", "mid", "high"])
+    assert len(ax.patches) == 3 * 2
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["3.00", "3.60", "4.20"]
+    said = [text.get_text() for text in ax.texts]
+    assert "no beam" in said[0] and "M = 1" in said[1] and "error 0.1" in said[2]
+    faces = [tuple(np.round(patch.get_facecolor(), 3)) for patch in ax.patches]
+    assert faces[0] == faces[1] == faces[2] != faces[3]
+
+
+def test_beams_have_their_share_in_the_legend():
+    ax = plots_frontier.beams_on_front(TRUTH, {1: BEAM, 4: TRUTH}, "title")
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert any("M = 4: 100.0%" in label for label in labels)
+    assert any("M = 1:" in label and "100" not in label for label in labels)
+
+
+def test_a_panel_per_width():
+    table = pd.DataFrame(
+        {
+            "candidates": ["low low", "high high"] * 2,
+            "average_bits": [3.0, 4.2] * 2,
+            "error": [0.9, 0.1, 0.8, 0.2],
+            "beam=1": [True, False, True, True],
+            "on_front": [True, True, True, True],
+            "model": "m",
+            "w_bits": [3, 3, 4, 4],
+        }
+    )
+    figure = plots_frontier.stored(table)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["W4: 2 policies", "W3: 2 policies"]
+    assert figure.axes[0].get_ylabel() and figure.axes[0].get_xlabel()
