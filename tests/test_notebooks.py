@@ -29,6 +29,8 @@ SMALL = {
         "beam": 1,
         "baselines": ["rtn"],
     },
+    "08_wan": {"steps": 2, "calibration_clips": 1, "shown": ["speed"], "beam": 1},
+    "09_profiles": {"tested": ["../data/models/flux-dev-mini"], "images": 2, "steps": 2, "resamples": 20},
 }
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
