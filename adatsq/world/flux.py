@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from adatsq.world import encoders
-from adatsq.world.autoencoder import build_autoencoder, train_autoencoder  # noqa: F401  (the trainer's)
+from adatsq.world.autoencoder import train_autoencoder  # noqa: F401  (the trainer's)
 from adatsq.world.data import Data
 from adatsq.world.drawing import render
 from adatsq.world.scenes import SIZE, sample_scenes

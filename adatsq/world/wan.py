@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import T5Tokenizer, UMT5EncoderModel
 
 from adatsq.world import encoders
-from adatsq.world.autoencoder import build_video_autoencoder, train_video_autoencoder
 from adatsq.world.data import Data
 from adatsq.world.motion import FIELDS, FRAMES, parse_targets, render_clips, sample_clips
 from adatsq.world.scenes import SIZE
 from adatsq.world.text import Reading, fit_encoders
+from adatsq.world.video_autoencoder import train_autoencoder  # noqa: F401  (the trainer's)
 
 STAGES = ("text", "autoencoder", "base", "assemble", "score")
 PARTS = {"vae": AutoencoderKLWan, "text_encoder": UMT5EncoderModel, "tokenizer": T5Tokenizer}
@@ -29,7 +29,6 @@ SAMPLING = {
     "guidance_scale": 4.0,
     "max_sequence_length": MAX_LENGTH,
 }
-build_autoencoder, train_autoencoder = build_video_autoencoder, train_video_autoencoder
 
 
 def train_encoders(seed: int, device: str, scenes: int = 40_000, **options) -> tuple[dict, float]:
