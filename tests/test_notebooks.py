@@ -21,14 +21,14 @@ SMALL = {
     "03_search": {"steps": 2, "images": 2, "search_images": 1, "beam": 2, "held_out": 3},
     "04_explorer": {"live_steps": 2, "live_prompts": 1},
     "05_flux": {"steps": 2, "calibration_images": 2, "search_images": 1, "beam": 2},
-    "06_schnell": {"steps": 2, "calibration_images": 2, "search_images": 1, "baselines": ["rtn"]},
-    "07_z_image": {
+    "06_schnell": {
         "steps": 2,
         "calibration_images": 2,
         "search_images": 1,
-        "beam": 1,
         "baselines": ["rtn"],
+        "widths": [3],
     },
+    "07_z_image": {"steps": 2, "calibration_images": 2, "search_images": 1, "beam": 1, "widths": [3]},
     "08_wan": {"steps": 2, "calibration_clips": 1, "shown": ["speed"], "beam": 1},
     "09_profiles": {"tested": ["../data/models/flux-dev-mini"], "images": 2, "steps": 2, "resamples": 20},
 }
