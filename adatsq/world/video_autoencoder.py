@@ -19,6 +19,9 @@ from adatsq.world.autoencoder import fit_autoencoder, measure
 from adatsq.world.motion import FRAMES, render_clips, sample_clips
 
 FRAMES_SHARE = 0.45  # of the training, on single frames
+WINDOW = (
+    9  # frames of a clip that the rest sees: a first, a second and a third latent frame, then all is alike
+)
 
 
 def build_autoencoder(base_dim: int = 24, dim_mult: tuple[int, ...] = (1, 2, 2, 2)) -> AutoencoderKLWan:
@@ -107,7 +110,8 @@ def train_autoencoder(
         return pool[draw(len(pool), n), :, draw(FRAMES, n)].float()[:, :, None]
 
     def clips() -> Tensor:
-        return pool[draw(len(pool), batch_size)].float()
+        start = int(draw(FRAMES - WINDOW + 1, 1))
+        return pool[draw(len(pool), batch_size), :, start : start + WINDOW].float()
 
     def hint(x: Tensor, latents: Tensor, progress: float) -> Tensor:
         wanted = block_means_and_slopes(x[:, :, 0])
