@@ -45,7 +45,8 @@ def film(
         for label in labels
     )
     look = f"width: {total:.0f}px; max-width: none; image-rendering: pixelated; margin: 0"
-    heading = f"<figcaption><strong>{html.escape(title)}</strong></figcaption>" if title else ""
+    left = "text-align: left; font-weight: bold; margin: 0"  # whatever a page's theme does with captions
+    heading = f'<figcaption style="{left}">{html.escape(title)}</figcaption>' if title else ""
     return HTML(
         f'<figure style="margin: 0 0 1em 0; overflow-x: auto">{heading}'
         f'<div style="display: flex; width: {total:.0f}px; font-size: 85%">{cells}</div>'
