@@ -10,6 +10,7 @@ from IPython.display import HTML
 from PIL import Image
 
 GAP = 2  # pixels between two clips, white
+LIMIT = 300_000  # characters of an animation in the page
 HOLD = 5  # frames for which the last one stays before the film starts again
 
 
@@ -24,7 +25,8 @@ def film(
     """The clips side by side, each (F, H, W, 3) uint8, in step with each other and over again.
 
     alt: what is seen, for who cannot see it. width: of a clip on the page, pixels; pixels of the clip stay
-    pixels (lossless). Who asked their system for less motion, and who prints, gets the last frame, still.
+    pixels, to the bit if that fits in LIMIT. Who asked their system for less motion, and who prints, gets
+    the last frame, still.
     ValueError: other shapes than the first clip's, or another number of labels.
     """
     clips = [np.asarray(clip) for clip in clips]
@@ -63,12 +65,19 @@ def side_by_side(clips: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def animated(frames: np.ndarray, fps: float) -> str:
-    """Frames (F, H, W, 3) uint8 as the address of a lossless animated WebP that repeats for ever."""
+    """Frames (F, H, W, 3) uint8 as the address of an animated WebP that repeats for ever.
+
+    Lossless, unless that takes more than LIMIT: then of the best quality that fits (or the least there is).
+    """
     durations = [round(1000 / fps)] * (len(frames) - 1) + [round(1000 * HOLD / fps)]
     first, *rest = (Image.fromarray(frame) for frame in frames)
-    file = io.BytesIO()
-    first.save(file, "WEBP", save_all=True, append_images=rest, duration=durations, loop=0, lossless=True)
-    return _address("webp", file)
+    for quality in (None, 95, 90, 80, 60, 40):
+        file, how = io.BytesIO(), {"lossless": True} if quality is None else {"quality": quality}
+        first.save(file, "WEBP", save_all=True, append_images=rest, duration=durations, loop=0, **how)
+        address = _address("webp", file)
+        if len(address) <= LIMIT:
+            break
+    return address
 
 
 def still(frame: np.ndarray) -> str:

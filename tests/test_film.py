@@ -31,6 +31,15 @@ def test_every_frame_comes_back_to_the_bit_at_its_speed():
         assert picture.info["duration"] == (100 if i < len(frames) - 1 else 100 * film.HOLD)
 
 
+def test_a_film_too_large_for_a_page_loses_detail_but_no_frame():
+    smooth = np.linspace(0, 200, 256)[:, None, None] + np.zeros((17, 256, 256, 3))
+    noisy = (smooth + np.random.default_rng(0).normal(0, 4, smooth.shape)).clip(0, 255).astype(np.uint8)
+    address = film.animated(noisy, fps=8)
+    picture = decoded(address)
+    assert len(address) <= film.LIMIT and picture.n_frames == len(noisy)
+    assert np.abs(np.array(picture.convert("RGB"), dtype=float) - noisy[0]).mean() < 6
+
+
 def test_clips_stand_side_by_side_with_a_white_gap():
     a, b = noise_clip(1), noise_clip(2)
     both = film.side_by_side([a, b])
