@@ -11,8 +11,10 @@ from adatsq.fisher import Fisher, temporal_fisher
 from adatsq.io import load, save, size_report
 from adatsq.models import kept, load_pipeline, quantizable, sampling
 from adatsq.policy import Policy, apply
-from adatsq.recipes import adatsq_weights, hadamard, hadamard_gptq, quantize, rtn, summary
+from adatsq.recipes import adatsq_weights, hadamard, hadamard_gptq, rtn
+from adatsq.replacement import quantize
 from adatsq.search import SearchResult, beam_search, brute_force, hypervolume_share
+from adatsq.storage import summary
 from adatsq.trace import Trace, record
 
 __version__ = "0.1.0"

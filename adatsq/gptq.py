@@ -14,9 +14,19 @@ DAMPING_TRIES = 4  # each ten times the last
 
 
 def round_to_nearest(
-    weight: Tensor, w_bits: int, group_size: int | None = None, clip: str | float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """weight (out, in) -> int8 codes (out, in), float32 scale (out, groups)."""
+    weight: Tensor,
+    w_bits: int,
+    group_size: int | None = None,
+    clip: str | float = 1.0,
+    asymmetric: bool = False,
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
+    """weight (out, in) -> int8 codes (out, in), float32 scale (out, groups); zero point if asymmetric."""
+    if asymmetric:
+        scale, zero = integer.minmax_scale(weight, w_bits, group_size, exact=False)
+        if not torch.isfinite(scale).all():
+            raise FloatingPointError(f"NaN or infinity in a weight of shape {tuple(weight.shape)}")
+        codes = integer.round_asymmetric(weight.float(), scale, zero, w_bits)
+        return codes.to(torch.int8), scale, zero.to(torch.int8)
     scale = integer.weight_scale(weight, w_bits, group_size, clip)
     return integer.quantize(weight.float(), scale, w_bits), scale
 
@@ -30,7 +40,8 @@ def gptq(
     act_order: bool = True,
     damping: float = 0.01,
     block_size: int = 128,
-) -> tuple[Tensor, Tensor]:
+    asymmetric: bool = False,
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
     """weight (out, in), hessian (in, in) -> int8 codes (out, in), float32 scale (out, groups).
 
     Algorithm 1 of the paper: U is the upper Cholesky factor of (H + damping * mean(diag H) I)^-1. For each
@@ -38,6 +49,7 @@ def gptq(
     block of `block_size` columns take it once per block.
     act_order: columns in falling order of H_jj. Scales are set before, on the columns as they stand ("static
     groups"), so that the order needs no storing.
+    asymmetric: on the grid of `integer.minmax_scale`, without clip; its zero point (out, groups) comes third.
     A channel that calibration never saw (H_jj = 0) is rounded to nearest: nothing is known of it.
 
     Works in the Hessian's dtype, in float64 if that fails, then with ten times the damping. Raises ValueError
@@ -51,14 +63,18 @@ def gptq(
         )
     if not torch.isfinite(hessian).all():
         raise FloatingPointError(f"NaN or infinity in the Hessian of a weight of shape {tuple(weight.shape)}")
-    scale = integer.weight_scale(weight, w_bits, group_size, clip)
+    if asymmetric:
+        scale, zero = integer.minmax_scale(weight, w_bits, group_size, exact=False)
+        low, high = integer.full_range(w_bits)
+    else:
+        scale, high = integer.weight_scale(weight, w_bits, group_size, clip), integer.qmax(w_bits)
+        zero, low = torch.zeros_like(scale), -high
 
     order = torch.argsort(hessian.diag(), descending=True, stable=True) if act_order else torch.arange(n)
     order = order.to(weight.device)
     upper = inverse_cholesky(hessian[order][:, order], damping)
     w = weight[:, order].to(upper.dtype)
-    s = integer.expand(scale, n).expand(-1, n)[:, order].to(upper.dtype)
-    q = integer.qmax(w_bits)
+    s, z = (integer.expand(part, n).expand(-1, n)[:, order].to(upper.dtype) for part in (scale, zero))
 
     codes = torch.empty_like(w)
     for start in range(0, n, block_size):
@@ -66,12 +82,14 @@ def gptq(
         block, u = w[:, start:stop], upper[start:stop, start:stop]
         errors = torch.empty_like(block)
         for j in range(stop - start):
-            code = (block[:, j] / s[:, start + j]).round().clamp(-q, q)
-            codes[:, start + j] = code
-            errors[:, j] = (block[:, j] - code * s[:, start + j]) / u[j, j]
+            k = start + j
+            code = ((block[:, j] / s[:, k]).round() + z[:, k]).clamp(low, high)
+            codes[:, k] = code
+            errors[:, j] = (block[:, j] - (code - z[:, k]) * s[:, k]) / u[j, j]
             block[:, j:] -= torch.outer(errors[:, j], u[j, j:])
         w[:, stop:] -= errors @ upper[start:stop, stop:]
-    return codes[:, torch.argsort(order)].to(torch.int8), scale
+    codes = codes[:, torch.argsort(order)].to(torch.int8)
+    return (codes, scale, zero.to(torch.int8)) if asymmetric else (codes, scale)
 
 
 def inverse_cholesky(hessian: Tensor, damping: float) -> Tensor:

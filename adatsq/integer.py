@@ -3,6 +3,7 @@
 A scale belongs to a whole tensor, to a row of the last dimension (a weight's output channel, an activation's
 token), or to a group of neighbours within a row. It is a tensor of shape (..., groups) beside x of shape
 (..., n); one group per row is the usual case. -2^(b-1) is left unused so that the grid is symmetric.
+`minmax_scale` makes the other kind of grid, asymmetric: all 2^b codes, one of which, the zero point, reads 0.
 """
 
 import math
@@ -95,6 +96,49 @@ def fake_quant(x: Tensor, bits: int, granularity: str | int = "row", clip: float
     """x after a round trip through the integers, in its own dtype."""
     scale = absmax_scale(x, bits, granularity, clip)
     return dequantize(round_to_grid(x.float(), scale, bits), scale).to(x.dtype)
+
+
+def full_range(bits: int) -> tuple[int, int]:
+    """Smallest and largest code of a b-bit asymmetric grid: -2^(b-1) and 2^(b-1) - 1."""
+    return -qmax(bits) - 1, qmax(bits)
+
+
+def minmax_scale(
+    x: Tensor, bits: int, group_size: int | None = None, exact: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Asymmetric grid from min x to max x, widened to hold 0: float32 scale and zero point (..., groups).
+
+    scale = (max - min) / (2^b - 1), zero = -2^(b-1) - round(min / scale): x is read back as
+    (code - zero) * scale. exact=False rounds the scale to 16 bits first, as weights need it.
+    """
+    parts = x.float()[..., None, :] if group_size is None else _grouped(x.float(), group_size)
+    low, high = parts.amin(dim=-1).clamp(max=0), parts.amax(dim=-1).clamp(min=0)
+    first, last = full_range(bits)
+    scale = (high - low) / (last - first)
+    scale = (scale if exact else _to_16_bits(scale)).masked_fill(scale == 0, 1.0)
+    return scale, (first - (low / scale).round()).clamp(first, last)
+
+
+def round_asymmetric(x: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """The codes as floating-point integers: clamp(round(x / scale) + zero, -2^(b-1), 2^(b-1) - 1)."""
+    n = x.shape[-1]
+    return ((x / expand(scale, n)).round_() + expand(zero, n)).clamp_(*full_range(bits))
+
+
+def fake_quant_asymmetric(x: Tensor, bits: int, group_size: int | None = None) -> Tensor:
+    """x after a round trip through the asymmetric integers of its rows or groups, float32."""
+    scale, zero = minmax_scale(x, bits, group_size)
+    n = x.shape[-1]
+    return (round_asymmetric(x.float(), scale, zero, bits) - expand(zero, n)) * expand(scale, n)
+
+
+def fake_quant_unsigned(x: Tensor, bits: int, group_size: int | None = None) -> Tensor:
+    """x after a round trip through [0, 2^b - 1] times a scale per row or group, float32; below 0 is 0."""
+    parts = x.float()[..., None, :] if group_size is None else _grouped(x.float(), group_size)
+    largest = 2 * qmax(bits) + 1
+    scale = parts.amax(dim=-1, keepdim=True).clamp(min=0) / largest
+    scale = scale.masked_fill(scale == 0, 1.0)
+    return ((parts / scale).round_().clamp_(0, largest) * scale).reshape(x.shape)
 
 
 def expand(scale: Tensor, n: int) -> Tensor:

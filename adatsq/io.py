@@ -27,13 +27,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adatsq.files import checksum, sha256
-from adatsq.linear import QuantLinear, check_finite
+from adatsq.linear import PARTS, QuantLinear, check_finite
 from adatsq.models import QUANTIZED_FILE, SAMPLING_FILE, sampling, without_bars
 from adatsq.packing import narrow, pack, unpack
 from adatsq.policy import Policy, apply
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had weights of codes and scales only, and is read as well
 WEIGHTS_FILE = "transformer/quantized.safetensors"
+# Arguments of QuantLinear that are no tensors; a file of version 1 has the first two.
+OPTIONS = ("rotation", "a_clip", "a_group_size", "a_asymmetric", "shift", "seed")
 
 
 def save(pipe: DiffusionPipeline, folder: str | Path) -> pd.DataFrame:
@@ -83,8 +85,9 @@ def _write(pipe: DiffusionPipeline, folder: Path) -> None:
 
     tensors, dtypes = {}, {}
     for name, tensor in transformer.state_dict().items():
-        layer = layers.get(name.removesuffix(".codes"))
-        tensors[name] = pack(tensor, layer.w_bits) if layer and layer.w_bits < 16 else narrow(tensor)
+        layer = layers.get(name.removesuffix(".codes").removesuffix(".zero"))
+        packed = layer is not None and layer.w_bits < 16
+        tensors[name] = pack(tensor, layer.w_bits, layer.zero is None) if packed else narrow(tensor)
         dtypes[name] = _dtype_name(tensor)
     save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, folder / WEIGHTS_FILE)
 
@@ -115,8 +118,8 @@ def _description(layer: QuantLinear, a_bits_before_policy: int | None) -> dict:
         "shape": [layer.out_features, layer.in_features],
         "w_bits": layer.w_bits,
         "a_bits": layer.a_bits if a_bits_before_policy is None else a_bits_before_policy,
-        "rotation": layer.rotation,
-        "a_clip": layer.a_clip,
+        **{key: getattr(layer, key) for key in OPTIONS},
+        "scale_shape": list(layer.scale.shape),
     }
 
 
@@ -169,7 +172,7 @@ def _read_manifest(folder: Path) -> dict:
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if version != FORMAT_VERSION:
+    if version not in range(1, FORMAT_VERSION + 1):
         raise ValueError(
             f"{folder} has format_version {version!r}, this adatsq reads {FORMAT_VERSION}: update it"
         )
@@ -202,14 +205,17 @@ def _load_transformer(folder: Path, manifest: dict) -> nn.Module:
         if layer["w_bits"] < 16:
             try:
                 codes = unpack(tensors[f"{name}.codes"], layer["w_bits"], tuple(layer["shape"]))
+                if f"{name}.zero" in tensors:
+                    zero = unpack(tensors[f"{name}.zero"], layer["w_bits"], tuple(layer["scale_shape"]))
+                    tensors[f"{name}.zero"] = zero
             except ValueError as error:
                 raise ValueError(f"{folder} is damaged: layer {name}: {error}") from error
             tensors[f"{name}.codes"] = codes
     tensors = {name: t.to(getattr(torch, manifest["dtypes"][name])) for name, t in tensors.items()}
     for name, layer in manifest["layers"].items():
-        codes, scale, bias = (tensors.get(f"{name}.{part}") for part in ("codes", "scale", "bias"))
-        options = {key: layer[key] for key in ("w_bits", "a_bits", "rotation", "a_clip")}
-        transformer.set_submodule(name, QuantLinear(codes, scale, bias, **options, name=name))
+        parts = {part: tensors.get(f"{name}.{part}") for part in (*PARTS, "bias")}
+        options = {key: layer[key] for key in ("w_bits", "a_bits", *OPTIONS) if key in layer}
+        transformer.set_submodule(name, QuantLinear(**parts, **options, name=name))
     transformer.load_state_dict(tensors, strict=True, assign=True)
     transformer.register_forward_hook(check_finite)
     return transformer.eval()
@@ -218,12 +224,13 @@ def _load_transformer(folder: Path, manifest: dict) -> nn.Module:
 def size_report(folder: str | Path) -> pd.DataFrame:
     """What the parts of a saved folder really take: parameters, bytes, bits per parameter.
 
-    "quantized weights" are packed integers with their scales; the file's other tensors are the "rest".
+    "quantized weights" are packed integers with their scales and all else that stands for a weight (a
+    low-rank branch, say); the file's other tensors are the "rest".
     """
     folder = Path(folder)
     layers = json.loads((folder / QUANTIZED_FILE).read_text())["layers"]
-    packed = {f"{name}.{part}" for name in layers for part in ("codes", "scale")}
     tensors = _tensors(folder / WEIGHTS_FILE)
+    packed = {f"{name}.{part}" for name in layers for part in PARTS} & set(tensors)
     rest = [(numel, size) for name, (numel, size) in tensors.items() if name not in packed]
     shapes = [layer["shape"] for layer in layers.values()]
     rows = {

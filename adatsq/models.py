@@ -22,6 +22,8 @@ import transformers
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from adatsq.linear import PARTS
+
 SAMPLING_FILE = "sampling.json"
 QUANTIZED_FILE = "adatsq.json"
 MODULATION = (
@@ -95,9 +97,7 @@ def kept(transformer: nn.Module) -> pd.DataFrame:
 
     Columns: module ("layers.*": in any block of `layers`), parameters (numbers in all), reason.
     """
-    weights = {
-        f"{layer.name}.{part}" for layer in quantizable(transformer) for part in ("weight", "codes", "scale")
-    }
+    weights = {f"{layer.name}.{part}" for layer in quantizable(transformer) for part in ("weight", *PARTS)}
     inside, rows = {name.split(".")[0] for name in block_names(transformer)}, {}
     for name, tensor in transformer.state_dict().items():
         if name in weights:

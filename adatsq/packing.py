@@ -6,15 +6,17 @@ from torch import Tensor
 from adatsq.integer import qmax
 
 
-def pack(codes: Tensor, bits: int) -> Tensor:
+def pack(codes: Tensor, bits: int, symmetric: bool = True) -> Tensor:
     """int8 codes of any shape -> uint8 planes (bits, ceil(n / 8)), the codes shifted by qmax to be unsigned.
 
-    Bit i of byte j in plane k is bit k of code 8j + i. ValueError if one does not fit the grid.
+    Bit i of byte j in plane k is bit k of code 8j + i. symmetric=False allows -2^(b-1) too, which takes the
+    pattern that is left, all ones. ValueError if a code does not fit the grid.
     """
     q = qmax(bits)
-    if codes.numel() and (codes.max() > q or codes.min() < -q):
-        raise ValueError(f"codes from {codes.min()} to {codes.max()} do not fit {bits} bits, [-{q}, {q}]")
-    unsigned = (codes.flatten().to(torch.int16) + q).to(torch.uint8)
+    low = -q if symmetric else -q - 1
+    if codes.numel() and (codes.max() > q or codes.min() < low):
+        raise ValueError(f"codes from {codes.min()} to {codes.max()} do not fit {bits} bits, [{low}, {q}]")
+    unsigned = ((codes.flatten().to(torch.int16) + q) % 2**bits).to(torch.uint8)
     unsigned = torch.nn.functional.pad(unsigned, (0, -unsigned.numel() % 8)).view(-1, 8)
     place = torch.arange(8, dtype=torch.uint8, device=codes.device)
     planes = [((unsigned >> k & 1) << place).sum(dim=1, dtype=torch.uint8) for k in range(bits)]
@@ -33,7 +35,8 @@ def unpack(planes: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
     unsigned = torch.zeros(planes.shape[1], 8, dtype=torch.uint8, device=planes.device)
     for k in range(bits):
         unsigned |= (planes[k, :, None] >> place & 1) << k
-    return (unsigned.flatten()[:n].to(torch.int16) - qmax(bits)).to(torch.int8).view(shape)
+    codes = unsigned.flatten()[:n].to(torch.int16) - qmax(bits)
+    return codes.masked_fill(codes > qmax(bits), -qmax(bits) - 1).to(torch.int8).view(shape)
 
 
 def narrow(tensor: Tensor) -> Tensor:

@@ -21,13 +21,15 @@ def hadamard(n: int) -> Tensor:
     return h / n**0.5
 
 
-def signs(n: int) -> Tensor:
+def signs(n: int, seed: int | None = None) -> Tensor:
     """Rudin-Shapiro signs: entry i is -1 if the binary digits of i hold the pair "11" an odd number of times.
 
     QuaRot draws random signs; these need no seed, and do best what signs are for. A constant (the mean of
     GELU's outputs, say), which H alone would pile up on one coordinate, comes out spread evenly (n = 4^k)
-    or nearly so.
+    or nearly so. With a seed: random ones.
     """
+    if seed is not None:
+        return torch.randint(2, (n,), generator=torch.Generator().manual_seed(seed)) * 2.0 - 1
     return torch.tensor([(-1.0) ** (i & (i >> 1)).bit_count() for i in range(n)])
 
 
@@ -36,26 +38,27 @@ def block_size(n: int) -> int:
     return n & -n
 
 
-def rotate(x: Tensor) -> Tensor:
+def rotate(x: Tensor, seed: int | None = None) -> Tensor:
     """x R along the last dimension, R = diag(signs) H in equal blocks on the diagonal. Same shape and dtype.
+    seed: of the signs.
 
     A block of p*q is done as H_p X H_q on X of shape (p, q): n(p + q) products a row instead of n * pq.
     """
     p, q = _factors(block_size(x.shape[-1]))
-    h_p, h_q, s = _tables(p, q, x.device, x.dtype)
+    h_p, h_q, s = _tables(p, q, x.device, x.dtype, seed)
     return (h_p @ (x.unflatten(-1, (-1, p, q)) * s @ h_q)).reshape(x.shape)
 
 
-def unrotate(x: Tensor) -> Tensor:
+def unrotate(x: Tensor, seed: int | None = None) -> Tensor:
     """The inverse, x R^T."""
     p, q = _factors(block_size(x.shape[-1]))
-    h_p, h_q, s = _tables(p, q, x.device, x.dtype)
+    h_p, h_q, s = _tables(p, q, x.device, x.dtype, seed)
     return (h_p @ x.unflatten(-1, (-1, p, q)) @ h_q * s).reshape(x.shape)
 
 
-def rotate_hessian(hessian: Tensor) -> Tensor:
+def rotate_hessian(hessian: Tensor, seed: int | None = None) -> Tensor:
     """R^T H R: what X^T X becomes when X is rotated, so a Hessian is recorded once for both."""
-    return rotate(rotate(hessian).T).T
+    return rotate(rotate(hessian, seed).T, seed).T
 
 
 def _factors(block: int) -> tuple[int, int]:
@@ -64,8 +67,10 @@ def _factors(block: int) -> tuple[int, int]:
 
 
 @cache
-def _tables(p: int, q: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """H_p, H_q and the signs as (p, q), made once per shape, device and dtype."""
+def _tables(
+    p: int, q: int, device: torch.device, dtype: torch.dtype, seed: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """H_p, H_q and the signs as (p, q), made once per shape, device, dtype and seed."""
     with torch.inference_mode(False):  # kept for later calls, which may want gradients
-        tables = hadamard(p), hadamard(q), signs(p * q).view(p, q)
+        tables = hadamard(p), hadamard(q), signs(p * q, seed).view(p, q)
         return tuple(table.to(device, dtype) for table in tables)

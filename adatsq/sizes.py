@@ -27,7 +27,7 @@ from transformers import (
 
 from adatsq.integer import effective_bits
 from adatsq.models import Layer, quantizable
-from adatsq.recipes import MODULATION_GROUP
+from adatsq.replacement import MODULATION_GROUP
 
 T5_XXL = {
     "d_model": 4096,
@@ -124,7 +124,7 @@ def _saved_bytes(transformer: nn.Module, w_bits: int) -> float:
 
 
 def _stored_bits(layer: Layer, w_bits: int) -> float:
-    """Bits per weight, scales included, as `recipes.quantize` stores them."""
+    """Bits per weight, scales included, as `quantize` stores them."""
     if layer.role == "act":
         return effective_bits(w_bits, layer.in_features)
     group = MODULATION_GROUP if layer.in_features % MODULATION_GROUP == 0 else layer.in_features

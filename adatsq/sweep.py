@@ -31,7 +31,7 @@ from adatsq.fisher import Fisher, temporal_fisher
 from adatsq.models import load_pipeline
 from adatsq.pareto import non_dominated
 from adatsq.policy import Policy, act_layers, apply
-from adatsq.recipes import quantize
+from adatsq.replacement import quantize
 from adatsq.search import FrontPath, beam_search
 from adatsq.trace import Trace, record
 from adatsq.world import load_prompts

@@ -8,7 +8,7 @@ import pytest
 import torch
 from families import FAMILIES
 
-from adatsq import calibration, evaluate, io, models, recipes, search
+from adatsq import calibration, evaluate, io, models, recipes, search, storage
 from adatsq import trace as tr
 from adatsq.fisher import LOSSES, _noise, temporal_fisher
 from adatsq.linear import QuantLinear
@@ -171,8 +171,8 @@ def test_the_whole_method(family, family_folders, tmp_path, dtype):
     table = io.save(pipe, tmp_path / "saved")
     again = io.load(tmp_path / "saved")
     assert np.array_equal(run(again, PROMPTS[:2], trace.seeds, **trace.settings), images)
-    summary = recipes.summary(again)
-    assert summary.equals(recipes.summary(pipe)) and summary.at["weights and activations", "layers"] > 0
+    summary = storage.summary(again)
+    assert summary.equals(storage.summary(pipe)) and summary.at["weights and activations", "layers"] > 0
     parts = ["transformer: quantized weights", "transformer: rest"]
     assert table.loc[parts, "parameters"].sum() == summary.at["transformer", "parameters"]
     applied.remove()
@@ -225,7 +225,7 @@ def test_kept_and_quantised_are_all_there_is(family_pipe):
     assert table.parameters.sum() + inside == parameters and len(table) < 15
     recipes.quantize(family_pipe, w_bits=4, a_bits=4, solver="rtn")
     assert models.kept(family_pipe.transformer).equals(table)
-    assert table.parameters.sum() == recipes.summary(family_pipe).at["kept", "parameters"]
+    assert table.parameters.sum() == storage.summary(family_pipe).at["kept", "parameters"]
 
 
 def test_clips_are_compared_frame_by_frame():

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adatsq import files, io, models, recipes
+from adatsq import files, io, models, recipes, storage
+from adatsq.gptq import round_to_nearest
 from adatsq.linear import QuantLinear
 from adatsq.policy import Policy, apply
 from adatsq.trace import record
@@ -47,7 +48,7 @@ def test_loading_gives_bit_identical_images(options, dtype, tiny_folder, tiny_im
     for name, tensor in before.items():
         assert after[name].dtype == tensor.dtype and torch.equal(after[name], tensor)
     assert models.sampling(again) == models.sampling(pipe)
-    assert recipes.summary(again).equals(recipes.summary(pipe))
+    assert storage.summary(again).equals(storage.summary(pipe))
 
 
 def test_an_applied_policy_comes_along(tiny_folder, tiny_images, tmp_path):
@@ -72,7 +73,7 @@ def test_w4_takes_a_quarter_of_bfloat16_plus_scales(tiny_folder, tmp_path):
     pipe = quantized(tiny_folder, w_bits=16, modulation_bits=16)
     wide = torch.nn.Linear(1024, 512)
     pipe.transformer.transformer_blocks[0].ff.net[2] = QuantLinear(
-        *recipes.round_to_nearest(wide.weight.detach(), 4), wide.bias.detach(), 4
+        *round_to_nearest(wide.weight.detach(), 4), wide.bias.detach(), 4
     )
     tensors = tmp_path / "w.safetensors"
     io.save(pipe, tmp_path / "saved")
@@ -97,7 +98,7 @@ def test_size_report_is_what_the_files_take(w_bits, tiny_folder, tmp_path):
     assert (
         0 < size - table.loc[parts, "bytes"].sum() < 0.2 * size
     )  # the header, which is long beside tiny layers
-    summary = recipes.summary(pipe)
+    summary = storage.summary(pipe)
     assert table.loc[parts, "bytes"].sum() == summary.at["transformer", "bytes"]
     assert table.loc[parts, "parameters"].sum() == summary.at["transformer", "parameters"]
     assert table.at["vae", "parameters"] == sum(p.numel() for p in pipe.vae.parameters())
@@ -196,7 +197,7 @@ def edit(saved, change, sign=True):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda m: m.update(format_version=2), "format_version 2, this adatsq reads 1"),
+        (lambda m: m.update(format_version=3), "format_version 3, this adatsq reads 2"),
         (lambda m: m.pop("files"), "adatsq.json is damaged: 'files'"),
         (lambda m: m.pop("layers"), "is damaged: KeyError: 'layers'"),
         (lambda m: m["layers"]["transformer_blocks.0.attn.to_q"].update(shape=[32, 64]), r"shape \[32, 64\]"),

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from adatsq import integer, recipes
+from adatsq import integer, recipes, storage
 from adatsq.calibration import hessians
 from adatsq.gptq import layer_error
 from adatsq.linear import QuantLinear
@@ -208,12 +208,12 @@ def test_summary_counts_every_parameter_and_bit(tiny_pipe):
     scales = sum(layer.out_features for layer in layers if layer.role == "act")
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter)  # norms start as ones, which fit 16 bits
-    before = recipes.summary(tiny_pipe)
+    before = storage.summary(tiny_pipe)
     assert before.at["transformer", "parameters"] == total and before.at["transformer", "bytes"] == 4 * total
     transformer.to(torch.bfloat16).float()
-    assert recipes.summary(tiny_pipe).at["transformer", "bytes"] == 2 * total
+    assert storage.summary(tiny_pipe).at["transformer", "bytes"] == 2 * total
 
-    table = recipes.summary(recipes.rtn(tiny_pipe, None, 3, 4))
+    table = storage.summary(recipes.rtn(tiny_pipe, None, 3, 4))
     assert table.at["transformer", "parameters"] == total
     row = table.loc["weights and activations"]
     assert (row["w_bits"], row["a_bits"], row["parameters"]) == (3, 4, act)
@@ -227,7 +227,7 @@ def test_summary_counts_every_parameter_and_bit(tiny_pipe):
 
 def test_effective_bits_agree_with_the_formula(tiny_pipe):
     recipes.quantize(tiny_pipe, w_bits=4, solver="rtn", group_size=16)
-    found = recipes.summary(tiny_pipe).at["weights and activations", "effective_bits"]
+    found = storage.summary(tiny_pipe).at["weights and activations", "effective_bits"]
     assert found == integer.effective_bits(4, 32, group_size=16)
 
 

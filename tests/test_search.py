@@ -12,7 +12,7 @@ from adatsq import search as se
 from adatsq.fisher import temporal_fisher
 from adatsq.pareto import nearest_origin, non_dominated
 from adatsq.policy import Policy, act_layers, apply
-from adatsq.recipes import quantize
+from adatsq.replacement import quantize
 from adatsq.trace import record
 
 PROMPTS = ["a red circle", "two blue stars"]

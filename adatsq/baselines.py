@@ -1,0 +1,120 @@
+"""Other methods as published, and AdaTSQ's weights on their base: a few options of `quantize` each.
+
+All quantise the same layers, and have the signature of `recipes`. Those without AdaTSQ's name ignore `alpha`.
+"""
+
+import pandas as pd
+from diffusers import DiffusionPipeline
+
+from adatsq.models import quantizable
+from adatsq.replacement import quantize
+from adatsq.smoothing import GRID
+from adatsq.trace import Trace
+
+SVDQUANT_GROUP, SVDQUANT_RANK = 64, 32
+
+
+def smoothquant(
+    pipe: DiffusionPipeline,
+    trace: Trace | None = None,
+    w_bits: int = 4,
+    a_bits: int = 4,
+    alpha: pd.DataFrame | None = None,
+    **options,
+) -> DiffusionPipeline:
+    """SmoothQuant (arXiv:2211.10438): s_j = max|X_j|^0.5 / max|W_j|^0.5; round to nearest, no clipping."""
+    return quantize(pipe, trace, w_bits, a_bits, None, **_smooth("rtn"), **options)
+
+
+def adatsq_smooth(
+    pipe: DiffusionPipeline,
+    trace: Trace | None = None,
+    w_bits: int = 4,
+    a_bits: int = 4,
+    alpha: pd.DataFrame | None = None,
+    **options,
+) -> DiffusionPipeline:
+    """AdaTSQ's weights on SmoothQuant: GPTQ whose Hessian weighs timesteps by alpha (None: alike)."""
+    return quantize(pipe, trace, w_bits, a_bits, alpha, **_smooth("gptq"), **options)
+
+
+def adatsq_plain(
+    pipe: DiffusionPipeline,
+    trace: Trace | None = None,
+    w_bits: int = 4,
+    a_bits: int = 4,
+    alpha: pd.DataFrame | None = None,
+    **options,
+) -> DiffusionPipeline:
+    """AdaTSQ's weights on nothing: GPTQ without rotation, clipping or smoothing."""
+    return quantize(pipe, trace, w_bits, a_bits, alpha, rotation=False, clip=False, **options)
+
+
+def svdquant(
+    pipe: DiffusionPipeline,
+    trace: Trace | None = None,
+    w_bits: int = 4,
+    a_bits: int = 4,
+    alpha: pd.DataFrame | None = None,
+    **options,
+) -> DiffusionPipeline:
+    """SVDQuant (arXiv:2411.05007): smoothing by the best of 39 (p, q), a branch of rank 32, groups of 64,
+    unsigned inputs after a GELU. Read here: linears that share an input share s, each has its own branch; the
+    39 are scored, and the branch is improved, on 128 rows of all timesteps; a projection of GELU's outputs
+    next to others (Flux's single blocks) is not split, and stays signed."""
+    return quantize(pipe, trace, w_bits, a_bits, None, **_low_rank(pipe, "rtn"), **options)
+
+
+def svdquant_gptq(
+    pipe: DiffusionPipeline,
+    trace: Trace | None = None,
+    w_bits: int = 4,
+    a_bits: int = 4,
+    alpha: pd.DataFrame | None = None,
+    **options,
+) -> DiffusionPipeline:
+    """SVDQuant with GPTQ on what the branch leaves."""
+    return quantize(pipe, trace, w_bits, a_bits, None, **_low_rank(pipe, "gptq"), **options)
+
+
+def adatsq_svdquant(
+    pipe: DiffusionPipeline,
+    trace: Trace | None = None,
+    w_bits: int = 4,
+    a_bits: int = 4,
+    alpha: pd.DataFrame | None = None,
+    **options,
+) -> DiffusionPipeline:
+    """AdaTSQ's weights on SVDQuant: `svdquant_gptq` whose Hessian weighs timesteps by alpha (None: alike)."""
+    return quantize(pipe, trace, w_bits, a_bits, alpha, **_low_rank(pipe, "gptq"), **options)
+
+
+def _smooth(solver: str) -> dict:
+    return {"solver": solver, "rotation": False, "clip": False, "smoothing": 0.5}
+
+
+def _low_rank(pipe: DiffusionPipeline, solver: str) -> dict:
+    groups = {
+        layer.name: SVDQUANT_GROUP if layer.in_features % SVDQUANT_GROUP == 0 else None
+        for layer in quantizable(pipe.transformer)
+    }
+    return {
+        "solver": solver,
+        "rotation": False,
+        "clip": False,
+        "smoothing": GRID,
+        "low_rank": SVDQUANT_RANK,
+        "group_size": groups,
+        "a_group_size": groups,
+        "gelu_shift": True,
+    }
+
+
+METHODS = {
+    "smoothquant": smoothquant,
+    "svdquant": svdquant,
+    "svdquant+gptq": svdquant_gptq,
+    "adatsq+plain": adatsq_plain,
+    "adatsq+smoothquant": adatsq_smooth,
+    "adatsq+svdquant": adatsq_svdquant,
+}

@@ -1,0 +1,88 @@
+"""What smoothing and low-rank branches must know of a layer's inputs: range, a sample, who shares them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.models.activations import GELU
+from torch import Tensor, nn
+
+from adatsq.models import block_names
+from adatsq.trace import Trace, layer_inputs, velocity
+
+
+@dataclass
+class Inputs:
+    """largest: max |x_j| over all images, tokens and timesteps, (in,) per layer. rows: (n, in), evenly spaced
+    over tokens, images and timesteps. shared: layers of one block that read one tensor (query, key, value).
+    gelu: layers that read what a GELU gave, which is above -0.17.
+    """
+
+    largest: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    shared: list[tuple[str, ...]] = field(default_factory=list)
+    gelu: set[str] = field(default_factory=set)
+
+
+def inputs(
+    pipe: DiffusionPipeline, trace: Trace, layers: Iterable[str], rows: int = 128, batch_size: int = 8
+) -> Inputs:
+    """Inputs of the named layers from one run over the trace; about `rows` rows each."""
+    trace.check(pipe)
+    names, found = list(layers), Inputs()
+    batches = [range(len(trace))[i : i + batch_size] for i in range(0, len(trace), batch_size)]
+    per_call = -(-rows // (len(batches) * len(trace.timesteps)))
+    samples: dict[str, list[Tensor]] = {name: [] for name in names}
+    calls: dict[tuple, list[str]] = {}  # layers by the tensor they read, in one call
+    alive: list[Tensor] = []  # so that no address is used twice in a call
+    after_gelu: set[tuple] = set()
+
+    def add(name: str, x: Tensor) -> None:
+        alive.append(x)
+        calls.setdefault((_block(pipe, name), *_address(x)), []).append(name)
+        if _address(x) in after_gelu:
+            found.gelu.add(name)
+        flat = x.detach().reshape(-1, x.shape[-1])
+        largest = flat.abs().amax(dim=0).float()
+        found.largest[name] = (
+            torch.maximum(found.largest[name], largest) if name in found.largest else largest
+        )
+        at = torch.linspace(0, len(flat) - 1, min(per_call, len(flat)), device=x.device).round().long()
+        samples[name].append(flat[at])
+
+    def remember(module: nn.Module, args: tuple, output: Tensor) -> None:
+        alive.append(output)
+        after_gelu.add(_address(output))
+
+    gelus = [m for m in pipe.transformer.modules() if isinstance(m, (GELU, nn.GELU))]
+    hooks = [gelu.register_forward_hook(remember) for gelu in gelus]
+    try:
+        with layer_inputs(pipe.transformer, names, add), torch.no_grad():
+            for t in range(len(trace.timesteps)):
+                for index in batches:
+                    calls.clear()
+                    alive.clear()
+                    after_gelu.clear()
+                    velocity(pipe.transformer, trace, t, index=index)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found.rows = {name: torch.cat(parts) for name, parts in samples.items()}
+    found.shared = [tuple(group) for group in calls.values()]
+    return found
+
+
+def _block(pipe: DiffusionPipeline, name: str) -> str:
+    return next(block for block in block_names(pipe.transformer) if name.startswith(f"{block}."))
+
+
+def _address(x: Tensor) -> tuple:
+    return x.data_ptr(), tuple(x.shape), x.stride()
+
+
+def groups_of(shared: Sequence[tuple[str, ...]], names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The groups, with only the named layers in them, and without those that are empty then."""
+    wanted = set(names)
+    kept = [tuple(name for name in group if name in wanted) for group in shared]
+    return [group for group in kept if group]

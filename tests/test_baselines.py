@@ -1,0 +1,221 @@
+"""Each baseline against its formula in float64, on tiny random pipelines."""
+
+import inspect
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from adatsq import baselines, io, recipes, storage
+from adatsq.baselines import METHODS
+from adatsq.inputs import inputs
+from adatsq.linear import QuantLinear
+from adatsq.models import load_pipeline, quantizable
+from adatsq.smoothing import GRID, best_scale, smoothing_scale
+from adatsq.trace import layer_inputs, record, velocity
+
+TO_Q = "transformer_blocks.0.attn.to_q"
+AFTER_GELU = "transformer_blocks.0.ff.net.2"
+
+
+@pytest.fixture(scope="module")
+def trace(tiny_folder):
+    pipe = load_pipeline(tiny_folder)
+    return record(pipe, ["a red circle", "two blue squares"], num_inference_steps=3, progress=False)
+
+
+@pytest.fixture(scope="module")
+def alpha(trace):
+    names = [layer.name for layer in trace.layers]
+    raw = np.arange(1.0, 4.0)[:, None] ** np.linspace(0.5, 2, len(names))
+    return pd.DataFrame(raw / raw.sum(0), index=pd.Index(trace.timesteps), columns=names)
+
+
+@pytest.fixture(scope="module")
+def full(tiny_folder, trace):
+    """(linears, inputs): the full-precision layers by name, and all rows that each reads."""
+    pipe, rows = load_pipeline(tiny_folder), {}
+    names = [layer.name for layer in trace.layers]
+
+    def add(name, x):
+        rows.setdefault(name, []).append(x.reshape(-1, x.shape[-1]))
+
+    with layer_inputs(pipe.transformer, names, add), torch.no_grad():
+        for t in range(3):
+            velocity(pipe.transformer, trace, t)
+    linears = {name: pipe.transformer.get_submodule(name).requires_grad_(False) for name in names}
+    return linears, {name: torch.cat(parts) for name, parts in rows.items()}
+
+
+def absmax_rounded(x, bits, group=None, short=False):
+    """float64: per row or group, scale = max|x| / (2^(b-1) - 1), rounded to 16 bits if short."""
+    parts = x.double().reshape(len(x), -1, group or x.shape[1])
+    scale = np.maximum(np.abs(parts.numpy()).max(-1, keepdims=True), 1e-30) / (2 ** (bits - 1) - 1)
+    if short:
+        scale = torch.from_numpy(scale).bfloat16().double().numpy()
+    return torch.from_numpy(np.rint(parts.numpy() / scale) * scale).reshape(x.shape)
+
+
+def answer(linear, x_rounded, w_rounded):
+    return x_rounded @ w_rounded.T + linear.bias.double()
+
+
+def test_every_baseline_has_the_recipes_signature():
+    wanted = inspect.signature(recipes.rtn)
+    assert all(inspect.signature(method) == wanted for method in METHODS.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_16_bit_is_exactly_full_precision(method, tiny_pipe, tiny_images, trace, alpha):
+    before = tiny_images(tiny_pipe)
+    METHODS[method](tiny_pipe, trace, 16, 16, alpha, progress=False)
+    layers = quantizable(tiny_pipe.transformer)
+    assert all(isinstance(tiny_pipe.transformer.get_submodule(n.name), QuantLinear) for n in layers)
+    np.testing.assert_array_equal(tiny_images(tiny_pipe), before)
+
+
+def test_layers_that_share_an_input_and_gelus_are_found(family_pipe, family):
+    trace = record(family_pipe, ["a red circle"], seed=0, progress=False)
+    names = [layer.name for layer in trace.layers if layer.role == "act"]
+    found = inputs(family_pipe, trace, names, rows=8)
+    assert sorted(n for group in found.shared for n in group) == sorted(names)
+    expected = {
+        "flux": {("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), ("proj_mlp", "attn.to_q")},
+        "zimage": {
+            ("attention.to_q", "attention.to_k", "attention.to_v"),
+            ("feed_forward.w1", "feed_forward.w3"),
+        },
+        "wan": {("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn2.to_k", "attn2.to_v")},
+    }[{"schnell": "flux", "zimage-guided": "zimage"}.get(family, family)]
+    for together in expected:
+        assert any(all(any(n.endswith(end) for n in group) for end in together) for group in found.shared)
+    for group in found.shared:  # one block each, and the very same statistics
+        assert len({".".join(n.split(".")[:2]) for n in group}) == 1
+        assert all(torch.equal(found.largest[n], found.largest[group[0]]) for n in group)
+    assert found.gelu == {n for n in names if n.endswith(("ff.net.2", "ff_context.net.2", "ffn.net.2"))}
+
+
+def test_inputs_are_the_largest_and_a_sample_of_all_rows(tiny_folder, trace, full):
+    found = inputs(load_pipeline(tiny_folder), trace, [TO_Q, AFTER_GELU], rows=30, batch_size=1)
+    for name in (TO_Q, AFTER_GELU):
+        rows = full[1][name]
+        torch.testing.assert_close(found.largest[name], rows.abs().amax(0))
+        assert len(found.rows[name]) == 30
+        nearest = (found.rows[name][:, None] - rows).abs().amax(2).amin(1)
+        assert nearest.max() < 1e-4 and found.rows[name].unique(dim=0).shape[0] > 25
+
+
+def test_smoothquant_is_its_formula(tiny_pipe, trace, full):
+    linears, rows = full
+    baselines.smoothquant(tiny_pipe, trace, 4, 4)
+    heads = [f"transformer_blocks.0.attn.to_{c}" for c in "qkv"]
+    largest_w = torch.stack([linears[name].weight.abs().amax(0) for name in heads]).amax(0).double()
+    s = (rows[TO_Q].abs().amax(0).double() ** 0.5 / largest_w**0.5).clamp(min=1e-5)
+    for name in heads:
+        module = tiny_pipe.transformer.get_submodule(name)
+        torch.testing.assert_close(module.smoothing.double(), s, rtol=2**-8, atol=0)
+        s16 = module.smoothing.double()
+        x, w = rows[name].double() / s16, linears[name].weight.double() * s16
+        expected = answer(linears[name], absmax_rounded(x, 4), absmax_rounded(w, 4, short=True))
+        found = module(rows[name]).double()
+        # 16-bit scales and codes on an edge differ by less than the rounding itself
+        exact = torch.nn.functional.linear(rows[name], linears[name].weight, linears[name].bias).double()
+        assert (found - expected).square().mean() < 0.1 * (expected - exact).square().mean()
+
+
+def test_the_grid_has_39_points_and_the_best_is_taken():
+    assert len(GRID) == len(set(GRID)) == 39 and {round(p + q, 9) for p, q in GRID[20:]} == {1}
+    x, w = torch.tensor([1.0, 100.0, 0.0]), torch.tensor([[0.5, -2.0, 1.0], [0.1, 1.0, 0.3]])
+    assert torch.equal(smoothing_scale(x, w.abs().amax(0), 0.0, 0.0), torch.ones(3))
+    found = best_scale(x, [w], GRID, lambda s: abs(s[1].item() - 10.0))
+    by_hand = [100.0**p / 2.0**q for p, q in GRID]
+    assert abs(found[1] - min(by_hand, key=lambda s: abs(s - 10))) < 0.05
+
+
+@pytest.mark.parametrize("name", [TO_Q, AFTER_GELU])
+def test_svdquant_is_its_formula(name, tiny_folder, trace, full):
+    """z = x / s, M = W s = L + R: y = z L^T + Q(z) Q(R)^T, Q(z) unsigned where a GELU was before."""
+    pipe = load_pipeline(tiny_folder)
+    groups = {layer.name: 16 for layer in trace.layers}
+    options = baselines._low_rank(pipe, "rtn") | {"low_rank": 4, "group_size": groups, "a_group_size": groups}
+    recipes.quantize(pipe, trace, 4, 4, None, **options)
+    linear, x = full[0][name], full[1][name].double()
+    module = pipe.transformer.get_submodule(name)
+    s, down, up = (module.state_dict()[part].double() for part in ("smoothing", "down", "up"))
+    assert down.shape == (4, linear.in_features) and up.shape == (linear.out_features, 4)
+    low = up @ down
+    rounded_w = absmax_rounded(linear.weight.double() * s - low, 4, 16, short=True)
+    torch.testing.assert_close(module.weight_matrix().double(), rounded_w)
+    z = x / s
+    if name == AFTER_GELU:
+        parts = ((x + 0.171875) / s).reshape(len(x), -1, 16)
+        assert parts.min() > 0
+        scale = parts.amax(-1, keepdim=True) / 15
+        rounded_z = ((parts / scale).round() * scale).reshape(x.shape) - 0.171875 / s
+    else:
+        rounded_z = absmax_rounded(z, 4, 16)
+    expected = z @ low.T + answer(linear, rounded_z, module.weight_matrix().double())
+    difference = (module(x.float()).double() - expected).abs()
+    assert difference.median() < 1e-5  # a code on a rounding edge may differ
+    assert (
+        difference.mean() < 0.02 * (expected - answer(linear, x, linear.weight.double())).abs().mean() + 1e-6
+    )
+
+
+@pytest.mark.parametrize("base", ["plain", "smoothquant", "svdquant"])
+def test_adatsq_on_a_base_lowers_the_weighted_output_error(base, tiny_folder, trace, alpha, full):
+    """Weights at 3 bits, inputs as they come: sum_t alpha_t |x dW|^2 of each layer, with alpha or without."""
+    late = alpha.copy()
+    late[:] = np.array([0.01, 0.01, 0.98])[:, None]
+    errors = {}
+    for weights in (None, late):
+        pipe = METHODS[f"adatsq+{base}"](load_pipeline(tiny_folder), trace, 3, 16, weights, progress=False)
+        total = 0.0
+        for layer in (layer for layer in trace.layers if layer.role == "act"):
+            linear, x = full[0][layer.name], full[1][layer.name]
+            difference = pipe.transformer.get_submodule(layer.name)(x) - linear(x)
+            by_step = difference.square().mean(1).reshape(3, -1).mean(1)
+            power = linear(x).square().mean()
+            total += (torch.tensor(late[layer.name].to_numpy()) * by_step).sum() / power
+        errors[weights is None] = float(total)
+    assert errors[False] < errors[True]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_saved_loaded_and_counted(method, tiny_folder, tiny_images, trace, alpha, tmp_path):
+    pipe = METHODS[method](load_pipeline(tiny_folder), trace, 3, 4, alpha, progress=False)
+    expected, summary = tiny_images(pipe), storage.summary(pipe)
+    report = io.save(pipe, tmp_path / "saved")
+    again = io.load(tmp_path / "saved")
+    np.testing.assert_array_equal(tiny_images(again), expected)
+    assert storage.summary(again).equals(summary)
+    total = sum(p.numel() for p in load_pipeline(tiny_folder).transformer.parameters())
+    assert summary.at["transformer", "parameters"] == total
+    by_hand = 0
+    for layer in (layer for layer in trace.layers if layer.role == "act"):
+        m = pipe.transformer.get_submodule(layer.name)
+        by_hand += (
+            3 * m.codes.numel() + 16 * m.scale.numel() + (3 * m.zero.numel() if m.zero is not None else 0)
+        )
+        by_hand += 16 * layer.in_features * (m.smoothing is not None)
+        rank = 0 if m.down is None else len(m.down)
+        by_hand += 16 * rank * (layer.in_features + layer.out_features)
+    row = summary.loc["weights and activations"]
+    assert row["effective_bits"] == pytest.approx(by_hand / row["parameters"], rel=1e-6)
+    quantized_bytes = report.at["transformer: quantized weights", "bytes"]
+    counted = row["bytes"] + summary.at["weights only (adaLN)", "bytes"]
+    assert counted <= quantized_bytes <= 1.5 * counted + 8192  # float32 scales where 16 bits lose nothing
+
+
+def test_options_that_exclude_each_other_are_named(tiny_pipe, trace):
+    for options, message in [
+        (dict(smoothing=0.5), "need a trace"),
+        (dict(trace=trace, gelu_shift=True), "a rotation mixes signs"),
+        (dict(trace=trace, low_rank=-1), "low_rank must be a whole number, .* got -1"),
+        (dict(trace=trace, a_group_size=20), "to_q: group size 20 does not divide rows of 32"),
+        (dict(trace=trace, at_8_bits=["nothing"]), "at_8_bits names 'nothing'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            recipes.quantize(tiny_pipe, solver="rtn", **options)
+        assert not any(isinstance(m, QuantLinear) for m in tiny_pipe.transformer.modules())
