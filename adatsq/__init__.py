@@ -9,6 +9,7 @@ Everything a notebook needs is imported from here; `adatsq.world` (the shapes wo
 from adatsq.candidates import SHARES
 from adatsq.fisher import Fisher, temporal_fisher
 from adatsq.io import load, save, size_report
+from adatsq.lagrangian import lagrangian_search, search_policies
 from adatsq.models import kept, load_pipeline, quantizable, sampling
 from adatsq.policy import Policy, apply
 from adatsq.recipes import adatsq_weights, hadamard, hadamard_gptq, rtn
@@ -33,6 +34,7 @@ __all__ = [
     "hadamard_gptq",
     "hypervolume_share",
     "kept",
+    "lagrangian_search",
     "load",
     "load_pipeline",
     "quantizable",
@@ -41,6 +43,7 @@ __all__ = [
     "rtn",
     "sampling",
     "save",
+    "search_policies",
     "size_report",
     "summary",
     "temporal_fisher",

@@ -2,10 +2,10 @@
 
     min over b[t, l]  sum_{t, l} error[t, l, b[t, l]]    subject to    sum w_l b[t, l] / sum w_l <= budget
 
-For a multiplier lambda, each (t, l) by itself takes b = argmin error[t, l, b] + lambda w_l b. As lambda falls,
-each moves down its lower convex hull from the fewest bits on, so taking the hulls' edges in order of error
-saved per bit gives the solution for every lambda, one after the other (Shoham and Gersho 1988). Where the
-next edge is more than what is left of the budget, it is passed over for the next one that fits.
+For a multiplier lambda, each (t, l) by itself takes b = argmin error[t, l, b] + lambda w_l b. As lambda
+falls, each moves down its lower convex hull from the fewest bits on, so taking the hulls' edges in order of
+error saved per bit gives the solution for every lambda, one after the other (Shoham and Gersho 1988). Where
+the next edge is more than what is left of the budget, it is passed over for the next one that fits.
 """
 
 from collections.abc import Sequence

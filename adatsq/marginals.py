@@ -32,7 +32,7 @@ from adatsq.trace import Trace, step, velocity
 def step_coefficients(trace: Trace) -> Tensor:
     """c[t, s] (T + 1, T), float64, and a_t: what x_t owes to the velocity of step s < t.
 
-    The trace's scheduler is run on unit vectors, one per input, which gives c if it is linear in each element.
+    The trace's scheduler is run on unit vectors, one per input: this gives c if it is linear in each element.
     ValueError if it is not, that is, if c and the recorded velocities do not give the recorded latents.
     """
     steps = len(trace.timesteps)
@@ -117,7 +117,7 @@ def _squared_products(
                     sums[l, b] += (dy * change).float().sum(-1).square().sum()
                 module.a_bits = 16
 
-        y.requires_grad_()  # what does not depend on the latents, as a text's layers, starts a graph of its own
+        y.requires_grad_()  # a layer of the text alone, which the latents do not reach
         y.register_hook(add)
 
     before = [module.a_bits for module in modules]

@@ -8,7 +8,8 @@ these the M nearest the origin. A path is a quantised trajectory: its latents ca
 import copy
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ from adatsq.policy import Policy, act_layers
 from adatsq.trace import Trace, step, velocity
 
 MOST_PATHS = 10_000  # that `brute_force` agrees to enumerate
+COLUMNS = ["step", "path", "parent", "candidate", "average_bits", "error", "kept"]  # of `evaluated`
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,14 @@ class FrontPath:
 class SearchResult:
     """front: non-dominated complete paths by rising bits. evaluated: a row per extension (step, path, parent,
     candidate, average_bits so far, error so far, kept). lowest: average bits of the cheapest candidates.
+    calls: what the search cost, in transformer calls for one image (see `search_policies` for backward ones).
     """
 
     front: list[FrontPath]
     evaluated: pd.DataFrame
     lowest: float
     seconds: float
+    calls: int = 0
 
     def pick(self, budget: float, judge: Callable[[Policy], float] | None = None) -> Policy:
         """The policy with the least error among those of at most `budget` average bits.
@@ -135,7 +139,7 @@ def hypervolume_share(result: SearchResult, truth: SearchResult) -> float:
 
 
 @dataclass
-class _Path:
+class Path:
     """A trajectory under way: the latents it is at, its scheduler, its choices and its error so far."""
 
     latents: Tensor
@@ -160,58 +164,74 @@ def _search(
     progress: bool,
 ) -> SearchResult:
     """Extend every path by every candidate, let `select` keep some, and go on to the next timestep."""
-    images = list(range(min(4, len(trace))) if images is None else images)
-    if not images or not set(images) <= set(range(len(trace))):
-        raise ValueError(f"images are {images}: give some of 0 to {len(trace) - 1}, the images of the trace")
-    transformer = pipe.transformer
-    trace.check(pipe)
-    Policy.of(trace, 16).check(pipe)
-    if hasattr(transformer, "_adatsq_policy"):
-        raise ValueError("the policy applied to this pipeline would overrule the search: remove it first")
-    modules = [transformer.get_submodule(layer.name) for layer in act_layers(trace)]
-    before, started = [module.a_bits for module in modules], time.perf_counter()
+    images, rows, started = chosen_images(trace, images), [], time.perf_counter()
+    with ready(pipe, trace, images) as (modules, start), torch.inference_mode():
+        paths = [start]
+        for t in tqdm(range(len(options)), desc="search", unit="step", disable=not progress):
+            extensions = extend(pipe.transformer, modules, trace, t, paths, options[t], images, batch_size)
+            points = np.array([(path.average_bits, path.error) for path in extensions])
+            kept = select(t, points)
+            for i, path in enumerate(extensions):
+                parent, path.number = path.number, len(rows)
+                rows.append([t, path.number, parent, path.chosen[-1], *points[i], False])
+            for i in kept:
+                rows[extensions[i].number][-1] = True
+            paths = [extensions[i] for i in kept]
 
-    start = trace.latents[0][images].to(transformer.device, trace.dtype)
-    paths, rows = [_Path(start, trace.scheduler, [], [], 0.0, -1)], []
-    try:
-        with torch.inference_mode():
-            for t in tqdm(range(len(options)), desc="search", unit="step", disable=not progress):
-                extensions = _extend(transformer, modules, trace, t, paths, options[t], images, batch_size)
-                points = np.array([(path.average_bits, path.error) for path in extensions])
-                kept = select(t, points)
-                for i, path in enumerate(extensions):
-                    parent, path.number = path.number, len(rows)
-                    rows.append([t, path.number, parent, path.chosen[-1], *points[i], False])
-                for i in kept:
-                    rows[extensions[i].number][-1] = True
-                paths = [extensions[i] for i in kept]
-    finally:
-        for module, a_bits in zip(modules, before):
-            module.a_bits = a_bits
-
-    columns = ["step", "path", "parent", "candidate", "average_bits", "error", "kept"]
     front = itertools.compress(paths, non_dominated([(path.average_bits, path.error) for path in paths]))
     return SearchResult(
         front=[
             FrontPath(Policy.of(trace, np.array(p.bits)), p.average_bits, p.error, tuple(p.chosen))
             for p in sorted(front, key=lambda path: path.average_bits)
         ],
-        evaluated=pd.DataFrame(rows, columns=columns),
+        evaluated=pd.DataFrame(rows, columns=COLUMNS),
         lowest=float(np.mean([min(bits.mean() for bits in option.values()) for option in options])),
         seconds=time.perf_counter() - started,
+        calls=len(rows) * len(images),
     )
 
 
-def _extend(
+def chosen_images(trace: Trace, images: Sequence[int] | None) -> list[int]:
+    """The trace's first four by default. ValueError for images that it has not."""
+    images = list(range(min(4, len(trace))) if images is None else images)
+    if not images or not set(images) <= set(range(len(trace))):
+        raise ValueError(f"images are {images}: give some of 0 to {len(trace) - 1}, the images of the trace")
+    return images
+
+
+@contextmanager
+def ready(
+    pipe: DiffusionPipeline, trace: Trace, images: list[int]
+) -> Iterator[tuple[list[torch.nn.Module], Path]]:
+    """The modules that policies are for, and a path of no steps; afterwards they have the bits they had.
+
+    ValueError for another model's trace, an unquantised pipeline, or one that follows a policy.
+    """
+    transformer = pipe.transformer
+    trace.check(pipe)
+    Policy.of(trace, 16).check(pipe)
+    if hasattr(transformer, "_adatsq_policy"):
+        raise ValueError("the policy applied to this pipeline would overrule the search: remove it first")
+    modules = [transformer.get_submodule(layer.name) for layer in act_layers(trace)]
+    before = [module.a_bits for module in modules]
+    start = trace.latents[0][images].to(transformer.device, trace.dtype)
+    try:
+        yield modules, Path(start, trace.scheduler, [], [], 0.0, -1)
+    finally:
+        for module, a_bits in zip(modules, before):
+            module.a_bits = a_bits
+
+
+def extend(
     transformer: torch.nn.Module,
     modules: list[torch.nn.Module],
     trace: Trace,
     t: int,
-    paths: list[_Path],
+    paths: list[Path],
     option: dict[str, np.ndarray],
     images: list[int],
     batch_size: int,
-) -> list[_Path]:
+) -> list[Path]:
     """Every path taken one step further by every candidate; a call serves as many paths as a batch holds."""
     reference = trace.latents[t + 1][images].to(transformer.device, torch.float64)
     together = max(1, batch_size // len(images))
@@ -228,7 +248,7 @@ def _extend(
                 after = step(scheduler, v_path, t, path.latents)
                 errors.append((after.double() - reference).square().mean())
                 extensions.append(
-                    _Path(after, scheduler, [*path.chosen, name], [*path.bits, bits], path.error, path.number)
+                    Path(after, scheduler, [*path.chosen, name], [*path.bits, bits], path.error, path.number)
                 )
     errors = torch.stack(errors).tolist()  # the only wait for the device in a step
     for path, error in zip(extensions, errors):

@@ -1,0 +1,155 @@
+"""A search that allocates bits to all timesteps and layers at once, and then looks which policy does best.
+
+The beam of `search` chooses among a few shapes per timestep, and drops paths before it knows what their bits
+would have bought later. Here each (timestep, layer) has an error at each bit-width, `allocate` solves for the
+budget exactly, and trajectories serve only to compare the few policies that come of different errors:
+
+    carried       E[t, l, b] = |J d|^2, carried to the last latents (`marginal_errors`)
+    carried^1/2   J's part of it, the ratio between layers and timesteps, at half its logarithm: where errors
+                  are large, first order overstates the differences
+    fisher        I[t, l] |W_l|^2 / (2^(b-1) - 1)^2, of one call alone
+    both          the geometric mean of carried and fisher, each scaled to sum 1
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import DiffusionPipeline
+from tqdm.auto import tqdm
+
+from adatsq.allocation import allocate
+from adatsq.candidates import every_step
+from adatsq.fisher import Fisher
+from adatsq.marginals import marginal_errors
+from adatsq.pareto import non_dominated
+from adatsq.policy import LayerShape, Policy, act_layers
+from adatsq.search import COLUMNS, FrontPath, SearchResult, beam_search, chosen_images, extend, ready
+from adatsq.trace import Trace
+
+WEIGHTS = {
+    "layers": lambda layer: 1,
+    "parameters": lambda layer: layer.in_features * layer.out_features,
+    "flops": lambda layer: layer.tokens * layer.in_features * layer.out_features,
+}
+
+
+def search_policies(
+    pipe: DiffusionPipeline, trace: Trace, fisher: Fisher, search: str = "lagrangian", **options
+) -> SearchResult:
+    """search: "lagrangian" (`lagrangian_search`) or "paper" (`beam_search`), with the options of that one.
+
+    Both record their cost as `calls`: one for each image of each call of the transformer. A backward pass
+    counts as two, and the layers' products at other bits as one per bit-width, more than they truly cost.
+    """
+    searches = {"paper": beam_search, "lagrangian": lagrangian_search}
+    if search not in searches:
+        raise ValueError(f"search is {search!r}: choose one of {', '.join(map(repr, searches))}")
+    return searches[search](pipe, trace, fisher, **options)
+
+
+def lagrangian_search(
+    pipe: DiffusionPipeline,
+    trace: Trace,
+    fisher: Fisher,
+    budget: float | Sequence[float],
+    a_bits: Sequence[int] = (3, 4, 8),
+    weights: str = "layers",
+    images: Sequence[int] | None = None,
+    probes: int = 1,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> SearchResult:
+    """Policies for one budget or for several, from each kind of error, each followed along its trajectory.
+
+    weights: what the budget, and average_bits of the result, are an average over: "layers", as the paper,
+    "parameters" or "flops" (multiplications). images: of the trace, for the carried errors and to follow, by
+    default the first four. ValueError as from `beam_search`, and for other weights.
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights is {weights!r}: choose one of {', '.join(map(repr, WEIGHTS))}")
+    budgets = [float(value) for value in np.atleast_1d(budget)]
+    every_step(trace, fisher, {"check": np.eye(len(a_bits))[0]}, a_bits)  # that they are of the same run
+    images, started = chosen_images(trace, images), time.perf_counter()
+    layers = act_layers(trace)
+    cost = [WEIGHTS[weights](layer) for layer in layers]
+    with ready(pipe, trace, images):
+        carried = marginal_errors(pipe, trace, a_bits, images, probes, 0, batch_size, progress)
+        scores = kinds_of_error(carried, fisher_errors(pipe, fisher, layers, a_bits))
+    policies = {}
+    for value in budgets:
+        for name, errors in scores.items():
+            bits = allocate(errors, a_bits, value, cost)
+            if not any((bits == other).all() for other in policies.values()):
+                policies[f"{name} {value:g}"] = bits
+    rows, errors = follow(pipe, trace, policies, images, batch_size, progress, cost)
+    averages = {name: float(np.average(bits.mean(0), weights=cost)) for name, bits in policies.items()}
+    best = non_dominated([(averages[name], errors[name]) for name in policies])
+    front = [
+        FrontPath(Policy.of(trace, policies[name]), averages[name], errors[name], (name,))
+        for name, keep in zip(policies, best)
+        if keep
+    ]
+    for row in rows:
+        row[-1] = row[3] in {path.candidates[0] for path in front}
+    passes = 3 + len(a_bits)  # forward, backward as two, and a product per bit-width
+    return SearchResult(
+        front=sorted(front, key=lambda path: path.average_bits),
+        evaluated=pd.DataFrame(rows, columns=COLUMNS),
+        lowest=float(min(a_bits)),
+        seconds=time.perf_counter() - started,
+        calls=len(images) * (len(rows) + passes * probes * len(trace.timesteps)),
+    )
+
+
+def fisher_errors(
+    pipe: DiffusionPipeline, fisher: Fisher, layers: Sequence[LayerShape], a_bits: Sequence[int]
+) -> np.ndarray:
+    """I[t, l] |W_l|^2 / (2^(b-1) - 1)^2, (T, L, len(a_bits)): noise falls as the square of its step."""
+    modules = [pipe.transformer.get_submodule(layer.name) for layer in layers]
+    size = [float(module.weight_matrix().double().square().sum()) for module in modules]
+    noise = [1 / (2 ** (bits - 1) - 1) ** 2 for bits in a_bits]
+    information = fisher.values[[layer.name for layer in layers]].to_numpy()
+    return (information * size)[..., None] * noise
+
+
+def kinds_of_error(carried: np.ndarray, fisher: np.ndarray) -> dict[str, np.ndarray]:
+    """The errors (T, L, B) that policies are allocated from, by name, as at the top of this file."""
+    worst = np.maximum(carried.max(-1, keepdims=True), 1e-300)
+    both = np.sqrt(carried / carried.sum() * (fisher / fisher.sum()))
+    return {
+        "carried": carried,
+        "carried^1/2": carried / worst * np.sqrt(worst),
+        "fisher": fisher,
+        "both": both,
+    }
+
+
+def follow(
+    pipe: DiffusionPipeline,
+    trace: Trace,
+    policies: dict[str, np.ndarray],
+    images: Sequence[int],
+    batch_size: int = 16,
+    progress: bool = False,
+    weights: Sequence[float] | None = None,
+) -> tuple[list[list], dict[str, float]]:
+    """Run each policy, bits (T, L), along its own trajectory: rows of `evaluated`, and each one's error.
+
+    The error is that of the beam search: mean squared distance to the recorded latents, summed over steps.
+    """
+    rows, errors, images = [], {}, list(images)
+    with ready(pipe, trace, images) as (modules, start), torch.inference_mode():
+        for name, bits in tqdm(policies.items(), desc="trajectories", disable=not progress):
+            path, parent = start, -1
+            for t in range(len(bits)):
+                [path] = extend(
+                    pipe.transformer, modules, trace, t, [path], {name: bits[t]}, images, batch_size
+                )
+                average = float(np.average(bits[: t + 1].mean(0), weights=weights))
+                rows.append([t, len(rows), parent, name, average, path.error, False])
+                parent = len(rows) - 1
+            errors[name] = path.error
+    return rows, errors
