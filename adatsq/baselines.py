@@ -6,12 +6,14 @@ All quantise the same layers, and have the signature of `recipes`. Those without
 import pandas as pd
 from diffusers import DiffusionPipeline
 
+from adatsq.mixed import most_sensitive, sensitivity
 from adatsq.models import quantizable
 from adatsq.replacement import quantize
 from adatsq.smoothing import GRID
 from adatsq.trace import Trace
 
 SVDQUANT_GROUP, SVDQUANT_RANK = 64, 32
+VIDIT_Q = {"solver": "rtn", "rotation": True, "clip": False, "smoothing": 0.5, "asymmetric": True}
 
 
 def smoothquant(
@@ -89,6 +91,49 @@ def adatsq_svdquant(
     return quantize(pipe, trace, w_bits, a_bits, alpha, **_low_rank(pipe, "gptq"), **options)
 
 
+def quarot(
+    pipe: DiffusionPipeline,
+    trace: Trace | None = None,
+    w_bits: int = 4,
+    a_bits: int = 4,
+    alpha: pd.DataFrame | None = None,
+    **options,
+) -> DiffusionPipeline:
+    """QuaRot (arXiv:2404.00456): randomised Hadamard, GPTQ with a clip search, activations clipped at 0.9 of
+    the largest. `hadamard_gptq` is the same with fixed signs, and clips as suits the bits."""
+    fixed = {"rotation": True, "clip": True, "a_clip": 0.9, "seed": 0}
+    return quantize(pipe, trace, w_bits, a_bits, None, **fixed, **options)
+
+
+def vidit_q(
+    pipe: DiffusionPipeline,
+    trace: Trace | None = None,
+    w_bits: int = 4,
+    a_bits: int = 4,
+    alpha: pd.DataFrame | None = None,
+    **options,
+) -> DiffusionPipeline:
+    """ViDiT-Q (arXiv:2406.02540) without mixed precision: channels balanced, m_j = (max|W_j| / max|X_j|)^0.5,
+    then a rotation; weights per channel and activations per token from min to max."""
+    return quantize(pipe, trace, w_bits, a_bits, None, **VIDIT_Q, **options)
+
+
+def vidit_q_mixed(
+    pipe: DiffusionPipeline,
+    trace: Trace | None = None,
+    w_bits: int = 4,
+    a_bits: int = 4,
+    alpha: pd.DataFrame | None = None,
+    **options,
+) -> DiffusionPipeline:
+    """ViDiT-Q with its mixed precision: the most sensitive third of the layers of each kind at 8 bits
+    (`mixed.sensitivity`, a transformer call per layer and timestep)."""
+    eight = []
+    if min(w_bits, a_bits) < 8 and trace is not None:
+        eight = most_sensitive(sensitivity(pipe, trace, w_bits, a_bits, **VIDIT_Q), 1 / 3)
+    return quantize(pipe, trace, w_bits, a_bits, None, **VIDIT_Q, at_8_bits=eight, **options)
+
+
 def _smooth(solver: str) -> dict:
     return {"solver": solver, "rotation": False, "clip": False, "smoothing": 0.5}
 
@@ -112,6 +157,9 @@ def _low_rank(pipe: DiffusionPipeline, solver: str) -> dict:
 
 METHODS = {
     "smoothquant": smoothquant,
+    "quarot": quarot,
+    "vidit-q": vidit_q,
+    "vidit-q+mixed": vidit_q_mixed,
     "svdquant": svdquant,
     "svdquant+gptq": svdquant_gptq,
     "adatsq+plain": adatsq_plain,

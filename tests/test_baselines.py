@@ -5,13 +5,15 @@ import inspect
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.linalg
 import torch
 
-from adatsq import baselines, io, recipes, storage
+from adatsq import baselines, io, mixed, recipes, storage
 from adatsq.baselines import METHODS
 from adatsq.inputs import inputs
 from adatsq.linear import QuantLinear
 from adatsq.models import load_pipeline, quantizable
+from adatsq.rotation import signs
 from adatsq.smoothing import GRID, best_scale, smoothing_scale
 from adatsq.trace import layer_inputs, record, velocity
 
@@ -195,9 +197,8 @@ def test_saved_loaded_and_counted(method, tiny_folder, tiny_images, trace, alpha
     by_hand = 0
     for layer in (layer for layer in trace.layers if layer.role == "act"):
         m = pipe.transformer.get_submodule(layer.name)
-        by_hand += (
-            3 * m.codes.numel() + 16 * m.scale.numel() + (3 * m.zero.numel() if m.zero is not None else 0)
-        )
+        zeros = 0 if m.zero is None else m.zero.numel()
+        by_hand += m.w_bits * (m.codes.numel() + zeros) + 16 * m.scale.numel()
         by_hand += 16 * layer.in_features * (m.smoothing is not None)
         rank = 0 if m.down is None else len(m.down)
         by_hand += 16 * rank * (layer.in_features + layer.out_features)
@@ -206,6 +207,73 @@ def test_saved_loaded_and_counted(method, tiny_folder, tiny_images, trace, alpha
     quantized_bytes = report.at["transformer: quantized weights", "bytes"]
     counted = row["bytes"] + summary.at["weights only (adaLN)", "bytes"]
     assert counted <= quantized_bytes <= 1.5 * counted + 8192  # float32 scales where 16 bits lose nothing
+
+
+def minmax_rounded(x, bits, short=False):
+    """float64: per row [min, max] with 0, scale = (max - min) / (2^b - 1), zero = round(-min / scale)."""
+    x = x.double().numpy()
+    low, high = np.minimum(x.min(1, keepdims=True), 0), np.maximum(x.max(1, keepdims=True), 0)
+    scale = (high - low) / (2**bits - 1)
+    if short:
+        scale = torch.from_numpy(scale).bfloat16().double().numpy()
+    zero = np.rint(-low / scale).clip(0, 2**bits - 1)
+    codes = (np.rint(x / scale) + zero).clip(0, 2**bits - 1)
+    return torch.from_numpy((codes - zero) * scale)
+
+
+def test_quarot_is_its_formula(tiny_pipe, trace, full):
+    """Weights in the basis that random signs and a Hadamard matrix make; activations clipped at 0.9."""
+    baselines.quarot(tiny_pipe, trace, 8, 4, progress=False)
+    linear, x = full[0][TO_Q], full[1][TO_Q].double()
+    module = tiny_pipe.transformer.get_submodule(TO_Q)
+    h = torch.from_numpy(scipy.linalg.hadamard(32)).double() / 32**0.5
+    q = signs(32, seed=0).double()[:, None] * h
+    assert not torch.equal(signs(32, seed=0), signs(32)) and set(signs(32, seed=0).tolist()) == {1, -1}
+    weight = module.weight_matrix().double()
+    assert (weight - linear.weight.double() @ q).abs().max() < 0.05 * weight.abs().max()
+    z = x @ q
+    scale = 0.9 * z.abs().amax(1, keepdim=True) / 7
+    expected = answer(linear, (z / scale).round().clamp(-7, 7) * scale, weight)
+    assert (module(x.float()).double() - expected).abs().median() < 1e-5
+
+
+def test_vidit_q_is_its_formula(tiny_pipe, trace, full):
+    """(X m)(W / m)^T with m = (max|W_j| / max|X_j|)^0.5, both rotated, both from min to max."""
+    baselines.vidit_q(tiny_pipe, trace, 4, 4)
+    name = "transformer_blocks.0.attn.to_out.0"  # shares its input with no other
+    linear, x = full[0][name], full[1][name].double()
+    module = tiny_pipe.transformer.get_submodule(name)
+    m = (linear.weight.abs().amax(0) / x.float().abs().amax(0)).double() ** 0.5
+    torch.testing.assert_close(1 / module.smoothing.double(), m, rtol=2**-7, atol=0)
+    m = 1 / module.smoothing.double()
+    q = signs(32).double()[:, None] * torch.from_numpy(scipy.linalg.hadamard(32)).double() / 32**0.5
+    weight = minmax_rounded((linear.weight / m) @ q, 4, short=True)
+    assert (module.weight_matrix() - weight).abs().median() < 1e-6
+    expected = answer(linear, minmax_rounded((x * m) @ q, 4), module.weight_matrix().double())
+    assert (module(x.float()).double() - expected).abs().median() < 1e-5
+    assert (expected - answer(linear, x, linear.weight.double())).abs().median() > 1e-3
+
+
+def test_vidit_q_mixed_keeps_the_layers_that_hurt_most(tiny_folder, trace):
+    """A layer's error: against a pipeline in which someone replaced this layer by hand."""
+    pipe, whole = load_pipeline(tiny_folder), load_pipeline(tiny_folder)
+    table = mixed.sensitivity(pipe, trace, 4, 4, **baselines.VIDIT_Q)
+    assert not any(isinstance(m, QuantLinear) for m in pipe.transformer.modules())
+    baselines.vidit_q(whole, trace, 4, 4)
+    for name in (TO_Q, AFTER_GELU):
+        by_hand = load_pipeline(tiny_folder)
+        by_hand.transformer.set_submodule(name, whole.transformer.get_submodule(name))
+        with torch.no_grad():
+            answers = [velocity(by_hand.transformer, trace, t, index=[0]) for t in range(3)]
+        expected = (torch.stack(answers) - trace.velocity[:, :1]).square().mean().item()
+        assert table.error[name] == pytest.approx(expected, rel=1e-4)
+    baselines.vidit_q_mixed(pipe, trace, 4, 4)
+    eight = {n for n in table.index if pipe.transformer.get_submodule(n).w_bits == 8}
+    assert {n for n in table.index if pipe.transformer.get_submodule(n).a_bits == 8} == eight
+    assert abs(len(eight) / len(table) - 1 / 3) < 0.05
+    for _, rows in table.groupby("kind"):
+        kept = rows.index.isin(eight)
+        assert rows.error[kept].min() >= rows.error[~kept].max()
 
 
 def test_options_that_exclude_each_other_are_named(tiny_pipe, trace):
