@@ -6,6 +6,7 @@ All quantise the same layers, and have the signature of `recipes`. Those without
 import pandas as pd
 from diffusers import DiffusionPipeline
 
+from adatsq.groups import search_groups
 from adatsq.mixed import most_sensitive, sensitivity
 from adatsq.models import quantizable
 from adatsq.replacement import quantize
@@ -134,6 +135,28 @@ def vidit_q_mixed(
     return quantize(pipe, trace, w_bits, a_bits, None, **VIDIT_Q, at_8_bits=eight, **options)
 
 
+def q_dit(
+    pipe: DiffusionPipeline,
+    trace: Trace | None = None,
+    w_bits: int = 4,
+    a_bits: int = 4,
+    alpha: pd.DataFrame | None = None,
+    **options,
+) -> DiffusionPipeline:
+    """Q-DiT (arXiv:2406.17343): groups of weights and activations from min to max, GPTQ, and a size of groups
+    for each layer by an evolutionary search (`groups`), whose cost is printed unless progress=False."""
+    fixed, sizes = {"rotation": False, "clip": False, "asymmetric": True}, None
+    if min(w_bits, a_bits) < 16 and trace is not None:
+        found = search_groups(pipe, trace, w_bits, a_bits, **fixed)
+        sizes = found.sizes
+        if options.get("progress", True):
+            cost = f"{found.tried} tried, {found.calls} transformer calls, {found.seconds:.0f} s"
+            print(f"Q-DiT's search of group sizes: {cost}")
+    return quantize(
+        pipe, trace, w_bits, a_bits, None, group_size=sizes, a_group_size=sizes, **fixed, **options
+    )
+
+
 def _smooth(solver: str) -> dict:
     return {"solver": solver, "rotation": False, "clip": False, "smoothing": 0.5}
 
@@ -162,6 +185,7 @@ METHODS = {
     "vidit-q+mixed": vidit_q_mixed,
     "svdquant": svdquant,
     "svdquant+gptq": svdquant_gptq,
+    "q-dit": q_dit,
     "adatsq+plain": adatsq_plain,
     "adatsq+smoothquant": adatsq_smooth,
     "adatsq+svdquant": adatsq_svdquant,

@@ -1,6 +1,7 @@
 """Each baseline against its formula in float64, on tiny random pipelines."""
 
 import inspect
+import re
 
 import numpy as np
 import pandas as pd
@@ -274,6 +275,27 @@ def test_vidit_q_mixed_keeps_the_layers_that_hurt_most(tiny_folder, trace):
     for _, rows in table.groupby("kind"):
         kept = rows.index.isin(eight)
         assert rows.error[kept].min() >= rows.error[~kept].max()
+
+
+def test_q_dit_is_its_formula(tiny_folder, trace, full, capsys):
+    """Groups from min to max; weights by GPTQ, so on the grid of the weight and better than its nearest."""
+    pipe = load_pipeline(tiny_folder)
+    baselines.q_dit(pipe, trace, 4, 4)
+    calls = re.search(r"(\d+) tried, (\d+) transformer calls", capsys.readouterr().out)
+    assert int(calls[2]) == 3 * int(calls[1])
+    linear, x = full[0][AFTER_GELU], full[1][AFTER_GELU].double()
+    module = pipe.transformer.get_submodule(AFTER_GELU)
+    assert module.group_size == module.a_group_size == 128 or module.in_features == 128
+    n = module.a_group_size
+    groups = linear.weight.reshape(-1, n)
+    weight = module.weight_matrix().double()
+    scale = (groups.amax(1).clamp(min=0) - groups.amin(1).clamp(max=0)).double() / 15
+    torch.testing.assert_close(module.scale.double().flatten(), scale, rtol=2**-8, atol=0)
+    nearest = minmax_rounded(groups, 4, short=True).reshape(weight.shape)
+    errors = [(x @ (w - linear.weight.double()).T).square().sum() for w in (weight, nearest)]
+    assert errors[0] < errors[1] and not torch.equal(weight, nearest)
+    expected = answer(linear, minmax_rounded(x.reshape(-1, n), 4).reshape(x.shape), weight)
+    assert (module(x.float()).double() - expected).abs().median() < 1e-5
 
 
 def test_options_that_exclude_each_other_are_named(tiny_pipe, trace):

@@ -86,6 +86,30 @@ def test_mse_scale_is_the_best_clip_ratio(bits, group_size):
     assert scale.shape == (3, 1 if group_size is None else 2)
 
 
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group_size", [None, 8])
+def test_asymmetric_grid_reaches_from_min_to_max(bits, group_size):
+    x = normal(6, 32) + 1.5
+    parts = x.reshape(-1, group_size or 32)
+    scale, zero = integer.minmax_scale(x, bits, group_size)
+    low, high = parts.amin(1).clamp(max=0), parts.amax(1).clamp(min=0)
+    torch.testing.assert_close(scale.flatten(), (high - low) / (2**bits - 1))
+    codes = integer.round_asymmetric(x, scale, zero, bits)
+    assert codes.min() >= -(2 ** (bits - 1)) and codes.max() <= 2 ** (bits - 1) - 1
+    found = integer.fake_quant_asymmetric(x, bits, group_size).reshape(parts.shape)
+    assert ((found - parts).abs() <= scale.reshape(-1, 1) * 1.001).all()  # half each for x and zero
+    assert integer.fake_quant_asymmetric(torch.zeros(2, 8), bits).eq(0).all()
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_unsigned_grid_has_all_its_points_above_zero(bits):
+    x = normal(4, 32).abs()
+    scale = x.reshape(4, 4, 8).amax(2, keepdim=True) / (2**bits - 1)
+    found = integer.fake_quant_unsigned(x, bits, 8).reshape(4, 4, 8)
+    assert ((found - x.reshape(4, 4, 8)).abs() <= scale / 2 * 1.0001).all()
+    assert integer.fake_quant_unsigned(-x, bits, 8).eq(0).all()
+
+
 def test_weight_scales_fit_16_bits():
     for clip in (1.0, "mse"):
         scale = integer.weight_scale(normal(64, 32) / 50, 4, clip=clip)

@@ -16,6 +16,14 @@ def test_round_trip_and_true_width(bits, shape):
     assert torch.equal(unpack(planes, bits, shape), codes)
 
 
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_asymmetric_codes_have_one_more(bits):
+    codes = torch.arange(-(2 ** (bits - 1)), 2 ** (bits - 1)).to(torch.int8)
+    planes = pack(codes, bits, symmetric=False)
+    assert planes.shape == (bits, -(-(2**bits) // 8))
+    assert torch.equal(unpack(planes, bits, codes.shape), codes)
+
+
 def test_planes_are_numpys_packbits():
     codes = torch.tensor([-3, -2, -1, 0, 1, 2, 3, 0, 1, -1], dtype=torch.int8)
     unsigned = (codes.numpy() + 3).astype(np.uint8)
