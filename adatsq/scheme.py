@@ -62,9 +62,7 @@ def quantized(
             nearest = replace(scheme, rank=0)
 
             def rounded(rest: Tensor) -> Tensor:
-                # both in the basis of `rest`: what rotation does to the integers, it undoes
-                parts = _integers(rest, nearest, None)
-                return _back(parts, nearest)
+                return _back(_integers(rest, nearest, None), nearest)
 
             def error(down: Tensor, up: Tensor) -> float:
                 parts = _integers(matrix.float() - up @ down, nearest, None)

@@ -78,27 +78,6 @@ def test_16_bit_is_exactly_full_precision(method, tiny_pipe, tiny_images, trace,
     np.testing.assert_array_equal(tiny_images(tiny_pipe), before)
 
 
-def test_layers_that_share_an_input_and_gelus_are_found(family_pipe, family):
-    trace = record(family_pipe, ["a red circle"], seed=0, progress=False)
-    names = [layer.name for layer in trace.layers if layer.role == "act"]
-    found = inputs(family_pipe, trace, names, rows=8)
-    assert sorted(n for group in found.shared for n in group) == sorted(names)
-    expected = {
-        "flux": {("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), ("proj_mlp", "attn.to_q")},
-        "zimage": {
-            ("attention.to_q", "attention.to_k", "attention.to_v"),
-            ("feed_forward.w1", "feed_forward.w3"),
-        },
-        "wan": {("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn2.to_k", "attn2.to_v")},
-    }[{"schnell": "flux", "zimage-guided": "zimage"}.get(family, family)]
-    for together in expected:
-        assert any(all(any(n.endswith(end) for n in group) for end in together) for group in found.shared)
-    for group in found.shared:  # one block each, and the very same statistics
-        assert len({".".join(n.split(".")[:2]) for n in group}) == 1
-        assert all(torch.equal(found.largest[n], found.largest[group[0]]) for n in group)
-    assert found.gelu == {n for n in names if n.endswith(("ff.net.2", "ff_context.net.2", "ffn.net.2"))}
-
-
 def test_inputs_are_the_largest_and_a_sample_of_all_rows(tiny_folder, trace, full):
     found = inputs(load_pipeline(tiny_folder), trace, [TO_Q, AFTER_GELU], rows=30, batch_size=1)
     for name in (TO_Q, AFTER_GELU):
