@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--steps", type=int, help="denoising steps; by default the model's own")
     parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--commit", default=_commit(), help="recorded with each row")
+    parser.add_argument("--commit", default=commit_here(), help="recorded with each row")
     args = parser.parse_args(arguments)
     pipe = adatsq.load_pipeline(args.model, torch_dtype=torch.float32, device=args.device)
     task = task_of(pipe)
@@ -184,7 +184,7 @@ def fisher_of(setting: Setting, pipe: DiffusionPipeline, trace: adatsq.Trace) ->
     return fisher, float("nan")
 
 
-def _commit() -> str:
+def commit_here() -> str:
     try:
         command = ["git", "rev-parse", "--short", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

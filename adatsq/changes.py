@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from adatsq.benchmark import _commit
+from adatsq.benchmark import commit_here
 from adatsq.files import write_text
 from adatsq.judging import task_of
 from adatsq.models import load_pipeline
 from adatsq.profiles import Run, bootstrap, correlation, shared_levels, what_changes_it
-from adatsq.rows import _device
+from adatsq.rows import device_name
 
 CHANGES = ("twice the steps", "other shift", "other captions", "new weights")  # the rest is chance
 
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
         a, b = texts[kind], texts[other]
         found = table(what_changes_it(pipe, a[:count], a[count : 2 * count], b[:count], args.steps))
         facts = {"images": count, "steps": args.steps, "kind": kind, "other_kind": other}
-        facts |= {"commit": _commit(), "device": _device(device)}
+        facts |= {"commit": commit_here(), "device": device_name(device)}
         tables.append(found.assign(model=Path(model).name, **facts))
         write_text(args.out, pd.concat(tables).to_csv(index=False, float_format="%.6g"))
         print(f"{Path(model).name}: {time.perf_counter() - start:.1f} s")

@@ -6,7 +6,6 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from IPython.display import HTML
 from PIL import Image
 
 GAP = 2  # pixels between two clips, white
@@ -21,8 +20,8 @@ def film(
     title: str = "",
     fps: float = 8,
     width: int = 180,
-) -> HTML:
-    """The clips side by side, each (F, H, W, 3) uint8, in step with each other and over again.
+) -> str:
+    """HTML of the clips side by side, each (F, H, W, 3) uint8, in step with each other and over again.
 
     alt: what is seen, for who cannot see it. width: of a clip on the page, pixels; pixels of the clip stay
     pixels, to the bit if that fits in LIMIT. Who asked their system for less motion, and who prints, gets
@@ -49,7 +48,7 @@ def film(
     look = f"width: {total:.0f}px; max-width: none; image-rendering: pixelated; margin: 0"
     left = "text-align: left; font-weight: bold; margin: 0"  # whatever a page's theme does with captions
     heading = f'<figcaption style="{left}">{html.escape(title)}</figcaption>' if title else ""
-    return HTML(
+    return (
         f'<figure style="margin: 0 0 1em 0; overflow-x: auto">{heading}'
         f'<div style="display: flex; width: {total:.0f}px; font-size: 85%">{cells}</div>'
         f'<picture><source media="(prefers-reduced-motion: reduce), print" srcset="{still(frames[-1])}">'

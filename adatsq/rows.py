@@ -175,7 +175,7 @@ def timed(function, *args, **kwargs):
 
 
 def _append_facts(setting: Setting, facts: dict) -> None:
-    facts = {"model": setting.name, **facts, "commit": setting.commit, "device": _device(setting.device)}
+    facts = {"model": setting.name, **facts, "commit": setting.commit, "device": device_name(setting.device)}
     _append(setting.path("-facts.csv"), pd.DataFrame([facts]), KEY)
 
 
@@ -200,5 +200,5 @@ def size(pipe) -> dict:
     }
 
 
-def _device(name: str) -> str:
+def device_name(name: str) -> str:
     return torch.cuda.get_device_name() if name.startswith("cuda") else f"cpu ({os.cpu_count()} cores)"

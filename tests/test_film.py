@@ -49,7 +49,7 @@ def test_clips_stand_side_by_side_with_a_white_gap():
 
 def test_the_page_needs_no_other_file_and_describes_itself():
     clips = [noise_clip(i) for i in (3, 4)]
-    page = film.film(clips, ["full precision", "W4 < W8"], alt='two "clips"', title="A & B").data
+    page = film.film(clips, ["full precision", "W4 < W8"], alt='two "clips"', title="A & B")
     assert 'alt="two &quot;clips&quot;"' in page and "W4 &lt; W8" in page and "A &amp; B" in page
     assert not re.search(r"https?:|<script", page)
     (source,) = re.findall(r'src="([^"]+)"', page)

@@ -19,9 +19,8 @@ from adatsq.world.autoencoder import fit_autoencoder, measure
 from adatsq.world.motion import FRAMES, render_clips, sample_clips
 
 FRAMES_SHARE = 0.45  # of the training, on single frames
-WINDOW = (
-    9  # frames of a clip that the rest sees: a first, a second and a third latent frame, then all is alike
-)
+# Frames of a clip that the rest sees: a first, a second and a third latent frame; then all are alike.
+WINDOW = 9
 
 
 def build_autoencoder(base_dim: int = 24, dim_mult: tuple[int, ...] = (1, 2, 2, 2)) -> AutoencoderKLWan:
