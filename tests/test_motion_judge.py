@@ -119,6 +119,60 @@ def test_motion_where_rest_is_asked_costs_dynamic_degree():
     others_high(scores, "dynamic_degree", "overall_consistency")
 
 
+def path(x: list[float], direction: str, noise: float = 0.0):
+    """A star that is x[t] pixels right of the middle in frame t, and what is said of it."""
+    base, _, _ = movers(len(x), "colors")
+    noise = noise * torch.randn(len(x), 2, generator=torch.Generator().manual_seed(0))
+    start = base.start.clone()
+    start[:, 0] = 32 + noise
+    start[:, 0, 0] += torch.tensor(x)
+    one = {name: values[:1].expand_as(values) for name, values in vars(base).items()}
+    star = torch.full_like(base.shape, SHAPES.index("star")).where(base.shape >= 0, -1)
+    still = torch.zeros_like(base.velocity)
+    frames = render_clips(Clips(**{**one, "shape": star, "start": start, "velocity": still}))[:, 0]
+    color = list(COLORS)[one["color"][0, 0]]
+    return frames[None], [VideoPrompt("a star", "colors", (("star", color, direction, None),), 0)]
+
+
+TO_AND_FRO = {
+    "8 px out and back": [8.0 - abs(t - 8) for t in range(FRAMES)],
+    "4 px out and back": [4 - abs(t - 8) / 2 for t in range(FRAMES)],
+    "one swing": [8 * math.cos(2 * math.pi * t / 16) for t in range(FRAMES)],
+    "quick swings": [8 * math.cos(2 * math.pi * t / 4) for t in range(FRAMES)],
+}
+
+
+@pytest.mark.parametrize("x", TO_AND_FRO.values(), ids=TO_AND_FRO)
+def test_to_and_fro_is_motion_but_in_no_direction(x):
+    told = {d: score(*path(x, d)) for d in ("still", "left", "right")}
+    assert [told[d]["dynamic_degree"] for d in told] == [0, 1, 1]
+    assert all(scores["overall_consistency"] == 0 for scores in told.values())
+
+
+@pytest.mark.parametrize("rest", [8, 12, 15])
+def test_a_late_jump_is_neither_motion_nor_rest(rest):
+    for direction in ("left", "still"):
+        scores = score(*path([0.0] * rest + [-16.0] * (FRAMES - rest), direction))
+        assert scores["dynamic_degree"] == scores["overall_consistency"] == 0
+
+
+def test_a_bend_is_not_one_speed():
+    x = [0.0] * 6 + [-2.0 * t for t in range(11)]  # moves in most of the clip, but only after six frames
+    scores = score(*path(x, "left"))
+    assert scores["dynamic_degree"] == 1 and scores["overall_consistency"] == 0
+
+
+@pytest.mark.parametrize(
+    "x, direction", [([0.0] * FRAMES, "still"), ([-0.7 * t for t in range(FRAMES)], "left")]
+)
+def test_jitter_is_no_motion(x, direction):
+    jittered = score(*path(x, direction, noise=0.25))
+    assert jittered["dynamic_degree"] == jittered["overall_consistency"] == 1
+    x[6] += 5  # one misread frame neither
+    scores = score(*path(x, direction))
+    assert scores["dynamic_degree"] == scores["overall_consistency"] == 1
+
+
 def test_a_drifting_background_costs_its_consistency():
     clips, prompts, _ = movers(2)
     steps = torch.linspace(0, 0.08, FRAMES)
@@ -169,8 +223,8 @@ def test_clips_of_other_prompts_hardly_pass():
 
 def test_nothing_readable_scores_nothing():
     _, prompts, video = movers(1)
-    noise = torch.rand(video[:, :3].shape, generator=torch.Generator().manual_seed(0))
-    for wrong in (noise, torch.ones_like(noise), 1 - video[:, :3]):
+    noise = torch.rand(video[:, :5].shape, generator=torch.Generator().manual_seed(0))
+    for wrong in (noise, torch.ones_like(noise), 1 - video[:, :5]):
         assert (judge_clips(pixels(wrong), prompts) == 0).all().all()
     black = judge_clips(pixels(0 * noise), prompts)
     assert black.drop(columns="background_consistency").eq(0).all().all()
@@ -192,13 +246,17 @@ def test_tracks_follow_the_objects():
 
 
 def test_wrong_input_is_named():
-    clips, prompts = np.zeros((2, 4, 64, 64, 3)), movers(2)[1]
+    clips, prompts = np.zeros((2, 5, 64, 64, 3)), movers(2)[1]
     with pytest.raises(ValueError, match=r"not \(2, 64, 64, 3\)"):
         judge_clips(clips[:, 0], prompts)
-    with pytest.raises(ValueError, match="3 or more frames"):
-        judge_clips(clips[:, :2], prompts)
+    with pytest.raises(ValueError, match="5 or more frames"):
+        judge_clips(clips[:, :4], prompts)
     with pytest.raises(ValueError, match="2 clips for 1 prompts"):
         judge_clips(clips, prompts[:1])
+    for value in (200.0, -0.5):
+        clips[1, 2, 5, 5] = value
+        with pytest.raises(ValueError, match=f"clip 1 .*value {value:g}, .*float64 .*divide by 255"):
+            judge_clips(clips, prompts)
     clips[1, 2, 5, 5] = np.nan
     with pytest.raises(ValueError, match="clip 1 .*NaN"):
         judge_clips(clips, prompts)

@@ -26,10 +26,8 @@ DIRECTIONS = ("left", "right", "up", "down", "still")
 _UNIT = ((-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0), (0.0, 0.0))  # y grows downwards
 STILL = DIRECTIONS.index("still")
 SPEEDS = {"slowly": (0.7, 1.1), "quickly": (2.0, 2.6)}  # pixels per frame
-RADIUS = (
-    (9.0, 13.0),
-    (8.0, 10.0),
-)  # pixels, for one and two objects; 13 has room for 2 pixels a frame
+# pixels, for one and two objects; 13 has room for 2 pixels a frame
+RADIUS = ((9.0, 13.0), (8.0, 10.0))
 CLIP_KINDS = ("still", "direction", "colors", "speed", "two_objects", "two_motions", "two_motions+speed")
 _KIND_SHARES = (0.10, 0.10, 0.12, 0.16, 0.20, 0.20, 0.12)  # harder kinds are drawn more often
 FIELDS = {  # what a caption says, for parse_targets: name -> number of classes ("+ 1": not said)

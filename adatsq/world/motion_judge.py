@@ -5,7 +5,7 @@ Each dimension is named after the one of VBench (arXiv:2311.17982) that it stand
     subject_consistency     the name (shape, colour) of what is followed stays, not a network's features
     background_consistency  the plane of the background stays as in the first frame, not a network's features
     motion_smoothness       second differences of the centres, not the error of a frame interpolator
-    dynamic_degree          moves when, and only when, told to; VBench counts every large motion
+    dynamic_degree          moves throughout if told to, and never if told not to; VBench counts large motion
     imaging_quality         PSNR to the clean render of what was read, not a learned quality score
     overall_consistency     right or wrong by the caption's facts, not the similarity to a video-text model
 
@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.optimize import linear_sum_assignment
 
 from adatsq.world.drawing import coverage
@@ -42,6 +43,7 @@ DIMENSIONS = (
 )
 MOVES_FROM = 0.35  # pixels per frame: half of the slowest motion of the world
 QUICK_FROM = 1.5  # pixels per frame: between slowly (up to 1.1) and quickly (from 2.0)
+OFF_LINE = 1.5  # pixels; what is further from its fitted line does not move at one constant speed
 MIN_SIGHTINGS = 5  # frames; what is seen more rarely is no object of the clip, and has no velocity
 
 
@@ -71,17 +73,49 @@ class Track:
         dx, dy = np.polyfit(self.frames, self.centers, 1)[0]
         return float(dx), float(dy)
 
+    @property
+    def paces(self) -> np.ndarray:
+        """Way covered in each stretch of the clip, pixels per frame; three sightings are needed at least.
+
+        The way is the diagonal of the box around five successive centres (all, where there are fewer): to and
+        fro counts, and jitter hardly adds up. The sighting furthest from the median centre is left out, so
+        that one misread frame is no motion.
+        """
+        far = np.linalg.norm(self.centers - np.median(self.centers, axis=0), axis=1).argmax()
+        frames, centers = (np.delete(values, far, axis=0) for values in (self.frames, self.centers))
+        width = min(5, len(frames))
+        boxes = np.ptp(sliding_window_view(centers, width, axis=0), axis=-1)
+        return np.hypot(*boxes.T) / np.ptp(sliding_window_view(frames, width), axis=-1)
+
+    @property
+    def moves(self) -> bool:
+        """In at least half of the stretches of the clip; neither `moves` nor `stands`: in fewer."""
+        return bool(np.median(self.paces) >= MOVES_FROM)
+
+    @property
+    def stands(self) -> bool:
+        """In every stretch of the clip."""
+        return bool(self.paces.max() < MOVES_FROM)
+
+    @property
+    def off_line(self) -> float:
+        """Pixels from the centres to where the least-squares line has them; a tenth of them is further."""
+        line = np.polyfit(self.frames, self.centers, 1)
+        away = self.centers - (np.outer(self.frames, line[0]) + line[1])
+        return float(np.quantile(np.hypot(*away.T), 0.9))
+
 
 def judge_clips(clips: np.ndarray, prompts: list[VideoPrompt]) -> pd.DataFrame:
     """Scores in [0, 1], higher is better: one row per clip, one column per dimension.
 
-    clips: (N, F, 64, 64, 3), uint8 or float in [0, 1], at least three frames. ValueError: other shapes,
-    another number of prompts, or a clip that is not finite.
+    clips: (N, F, 64, 64, 3), uint8 or float in [0, 1], at least five frames. ValueError: other shapes,
+    another number of prompts, or a clip with pixels that are not finite or out of range.
     """
     clips = np.asarray(clips)
-    if clips.ndim != 5 or clips.shape[1] < 3 or clips.shape[2:] != (SIZE, SIZE, 3):
+    if clips.ndim != 5 or clips.shape[1] < MIN_SIGHTINGS or clips.shape[2:] != (SIZE, SIZE, 3):
         raise ValueError(
-            f"the judge reads clips of shape (N, 3 or more frames, {SIZE}, {SIZE}, 3), not {clips.shape}"
+            f"the judge reads clips of shape (N, {MIN_SIGHTINGS} or more frames, {SIZE}, {SIZE}, 3), "
+            f"not {clips.shape}"
         )
     if len(clips) != len(prompts):
         raise ValueError(f"{len(clips)} clips for {len(prompts)} prompts: give one prompt per clip")
@@ -89,6 +123,12 @@ def judge_clips(clips: np.ndarray, prompts: list[VideoPrompt]) -> pd.DataFrame:
     for i, (clip, prompt) in enumerate(zip(clips, prompts, strict=True)):
         if not np.isfinite(clip).all():
             raise ValueError(f"clip {i} ({prompt.text!r}) has NaN or infinite pixels: nothing to judge")
+        far = clip.flat[np.abs(clip - 0.5).argmax()]
+        if clip.dtype != np.uint8 and not -0.001 <= far <= 1.001:
+            raise ValueError(
+                f"clip {i} ({prompt.text!r}) has the value {far:g}, but {clip.dtype} pixels must be in "
+                "[0, 1]: divide by 255, or give uint8"
+            )
         rows.append(_scores(clip / 255.0 if clip.dtype == np.uint8 else clip, prompt))
     return pd.DataFrame(rows, columns=list(DIMENSIONS), dtype=float)
 
@@ -172,6 +212,7 @@ def motion_smoothness(tracks: list[Track]) -> float:
 def dynamic_degree(tracks: list[Track], prompt: VideoPrompt) -> float:
     """Share of the caption's objects that move if told to move, and stand if told to stand still.
 
+    One that moves for less than half of the clip, as with a late jump, does neither. Where to is not asked.
     Whatever looks most like an object is taken for it, so that a wrong shape can still move rightly; of an
     object that has no track, neither motion nor rest is seen.
     """
@@ -181,7 +222,7 @@ def dynamic_degree(tracks: list[Track], prompt: VideoPrompt) -> float:
         for track, (shape, color, direction, _) in zip(cast, prompt.objects, strict=True):
             if track is not None:
                 looks += (track.looks[0] == shape) + (color in (None, track.looks[1]))
-                moves += (np.hypot(*track.velocity) >= MOVES_FROM) == (direction != "still")
+                moves += track.stands if direction == "still" else track.moves
         best = max(best, (looks, moves))
     return best[1] / len(prompt.objects)
 
@@ -189,7 +230,8 @@ def dynamic_degree(tracks: list[Track], prompt: VideoPrompt) -> float:
 def overall_consistency(tracks: list[Track], prompt: VideoPrompt) -> float:
     """1 if every object of the caption is there and moves as said, else 0; more objects do no harm.
 
-    The asked direction must be the larger part of the velocity. A speed counts only where it is said.
+    The asked direction must be the larger part of the velocity, and the centres of what moves must stay near
+    the line of that velocity. A speed counts only where it is said.
     """
     return float(
         any(
@@ -207,10 +249,12 @@ def _casts(tracks: list[Track], roles: int):
 def _fits(track: Track, shape: str, color: str | None, direction: str, speed: str | None) -> bool:
     if track.looks[0] != shape or color not in (None, track.looks[1]):
         return False
+    if direction == "still":
+        return track.stands
+    if not track.moves or track.off_line > OFF_LINE:
+        return False
     dx, dy = track.velocity
     pace = np.hypot(dx, dy)
-    if direction == "still":
-        return pace < MOVES_FROM
     along = {"left": -dx, "right": dx, "up": -dy, "down": dy}[direction]
     across = abs(dy if direction in ("left", "right") else dx)
     quick = {"slowly": False, "quickly": True, None: pace >= QUICK_FROM}[speed]

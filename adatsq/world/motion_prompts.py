@@ -1,8 +1,7 @@
 """The video prompts of the evaluation and of the calibration: no sentence is in both.
 
-`python -m adatsq.world.motion_prompts data/prompts` writes both files: 204 evaluation prompts, 34 of each
-category, and 96 calibration prompts. Where the world has fewer than 34, a prompt repeats and only its seed
-differs.
+`python -m adatsq.world.motion_prompts data/prompts` writes both files: 204 evaluation prompts, 36 of each
+category but 24 of `direction`, which has no more, and 96 calibration prompts. No sentence repeats.
 
 The split is made on what prompts are built from: 6 of the 28 pairs of shapes, 16 of the 64 (colour, shape)
 and 8 of the 32 (shape, direction of a single mover) belong to calibration, the others to evaluation, in every
@@ -19,7 +18,14 @@ from adatsq.world.motion import CLIP_KINDS, DIRECTIONS, SPEEDS, clip_caption
 from adatsq.world.prompts import read_prompts, shuffled, split_looks, write_prompts
 from adatsq.world.scenes import COLORS, SHAPES
 
-VIDEO_CATEGORIES = {kind: 34 for kind in CLIP_KINDS if kind != "two_motions+speed"}  # prompts per category
+VIDEO_CATEGORIES = {  # prompts per category in the evaluation
+    "still": 36,
+    "direction": 24,
+    "colors": 36,
+    "speed": 36,
+    "two_objects": 36,
+    "two_motions": 36,
+}
 VIDEO_FILES = ("video-evaluation.json", "video-calibration.json")
 _CALIBRATION = 96
 _MOVES = tuple(d for d in DIRECTIONS if d != "still")
@@ -50,8 +56,7 @@ def make_video_prompts(seed: int = 0) -> tuple[list[VideoPrompt], list[VideoProm
     mine, theirs = _split(rng)
     evaluation, calibration = [], []
     for category, wanted in VIDEO_CATEGORIES.items():
-        pool = shuffled(rng, _specs(category, *theirs))
-        evaluation += [pool[i % len(pool)] for i in range(wanted)]
+        evaluation += shuffled(rng, _specs(category, *theirs))[:wanted]
         calibration += [shuffled(rng, _specs(category, *mine))]
     # one of each category in turn, so that any prefix is balanced while the smallest category lasts
     turns = itertools.zip_longest(*calibration)
