@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from adatsq.models import prompt_list
 from adatsq.settings import call_settings
+from adatsq.trace import OURS
 
 RESAMPLES = 2000
 
@@ -33,11 +34,15 @@ def generate(
 
     Noise comes from a CPU generator per image, so an image does not depend on its batch or on the device.
     ValueError, before any work, for no prompt, one that is empty or no string, as many seeds as do not fit,
-    and what `settings.call_settings` refuses.
+    a batch size below 1, call settings that are set here, and what `settings.call_settings` refuses.
     """
     prompts, seeds = prompt_list(prompts), list(seeds)
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: give one seed per prompt")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, it must be at least 1")
+    if OURS & call.keys():
+        raise ValueError(f"generate sets {sorted(OURS & call.keys())} itself")
     options = {**call_settings(pipe, call), "output_type": "np"}
     pipe.set_progress_bar_config(disable=True)
     images = []

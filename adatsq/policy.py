@@ -20,6 +20,7 @@ from torch import nn
 
 from adatsq.arguments import argument_names, bind
 from adatsq.files import checksum, write_text
+from adatsq.settings import running_guided, usually_guided
 from adatsq.trace import Trace, fingerprint
 
 FORMAT_VERSION = 1
@@ -39,7 +40,8 @@ class LayerShape(NamedTuple):
 class Policy:
     """bits: int (T, L), the activation bits at timesteps[t] (as the transformer is called) of layers[l].
 
-    model: the `trace.fingerprint` of the transformer it was made for. ValueError for bits other than 2..8 and
+    model: the `trace.fingerprint` of the transformer it was made for. branches: rows per image in a step of
+    the run it was searched on, 2 with guidance; None if not known. ValueError for bits other than 2..8 and
     16, timesteps that do not go one way, or shapes that do not match.
     """
 
@@ -47,6 +49,7 @@ class Policy:
     layers: tuple[LayerShape, ...]
     bits: np.ndarray
     model: str
+    branches: int | None = None
 
     def __post_init__(self) -> None:
         bits = np.array(self.bits)
@@ -69,7 +72,7 @@ class Policy:
         """Bits (T, L), or one number for all, for the activation-quantised layers of the trace's model."""
         layers = act_layers(trace)
         bits = np.broadcast_to(bits, (len(trace.timesteps), len(layers))) if np.ndim(bits) == 0 else bits
-        return cls(trace.timesteps, layers, bits, trace.model)
+        return cls(trace.timesteps, layers, bits, trace.model, trace.branches)
 
     @property
     def average(self) -> float:
@@ -119,6 +122,18 @@ class Policy:
                 f"num_inference_steps={len(self.timesteps)}, or search a policy for {steps} steps"
             )
 
+    def check_guidance(self, pipe: DiffusionPipeline) -> None:
+        """ValueError if the pipeline's call under way has guidance on where the policy's run had it off, or
+        the other way round. A policy that does not know is compared with the model's own settings."""
+        now = running_guided(pipe)
+        wanted = usually_guided(pipe) if self.branches is None else self.branches > 1
+        if None not in (now, wanted) and now != wanted:
+            rows = {True: "with guidance (two branches)", False: "without guidance (one branch)"}
+            raise ValueError(
+                f"this policy is for runs {rows[wanted]}, the pipeline is called {rows[now]}: choose a "
+                "guidance_scale as in the search, or search a policy for this run"
+            )
+
     def to_dict(self) -> dict:
         """Plain lists and numbers, with a checksum: what the JSON file holds."""
         content = {
@@ -129,6 +144,8 @@ class Policy:
             "layers": [list(layer) for layer in self.layers],
             "bits": self.bits.tolist(),
         }
+        if self.branches is not None:
+            content["branches"] = self.branches
         return {**content, "sha256": checksum(content)}
 
     @classmethod
@@ -145,7 +162,8 @@ class Policy:
             raise ValueError(
                 f"{source} was edited after it was saved (its sha256 does not match): save a new one instead"
             )
-        return cls(content["timesteps"], content["layers"], content["bits"], content["model"])
+        fields = (content[name] for name in ("timesteps", "layers", "bits", "model"))
+        return cls(*fields, branches=content.get("branches"))
 
     def save(self, path: str | Path) -> Path:
         """Write JSON, whole or not at all."""
@@ -177,9 +195,10 @@ def apply(pipe: DiffusionPipeline, policy: Policy) -> "Applied":
     """From now on every run of the pipeline follows the policy; `.remove()` on the result ends that.
 
     A policy that was applied before is replaced. ValueError if this one is for another model; a run with
-    other timesteps raises ValueError when it starts, or at its first timestep that is not due. Its bits hold
-    for all branches of a step (guidance); that a run has as many as the search is up to
-    `settings.call_settings`.
+    other timesteps raises ValueError when it starts, or at its first timestep that is not due, and a run with
+    guidance on where the search had it off (or off for on) when it starts. Its bits hold for all branches of
+    a step. Flux's second branch, by `true_cfg_scale` and a negative prompt, cannot be seen from inside a run:
+    only `settings.call_settings` (`generate`, `record`) notices that one.
     """
     policy.check(pipe)
     if hasattr(pipe.transformer, "_adatsq_applied"):
@@ -210,6 +229,9 @@ class Applied:
         timestep = bind(transformer, args, kwargs)[argument_names(transformer)[1]]
         eps = torch.finfo(timestep.dtype).eps if timestep.is_floating_point() else 0.0
         row = self._find(float(timestep.flatten()[0]), eps)
+        if row == 0:
+            self.row = None  # if this run is refused, the next one starts anew
+            self.policy.check_guidance(self.pipe)
         if row != self.row:
             self._assign(transformer, self.policy.bits[row].tolist())
         self.row = row

@@ -18,6 +18,19 @@ def test_bad_input_is_named(tiny_pipe, prompts, seeds, message):
         generate(tiny_pipe, prompts, seeds, progress=False)
 
 
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        ({"batch_size": 0}, "batch_size is 0, it must be at least 1"),
+        ({"prompt": "a ring"}, r"generate sets \['prompt'\] itself"),
+        ({"num_images_per_prompt": 2}, r"generate sets \['num_images_per_prompt'\] itself"),
+    ],
+)
+def test_bad_settings_are_named(tiny_pipe, call, message):
+    with pytest.raises(ValueError, match=message):
+        generate(tiny_pipe, ["a star"], [0], progress=False, **call)
+
+
 def test_a_single_prompt_needs_no_list(tiny_pipe):
     settings = {"progress": False, "num_inference_steps": 1}
     assert (

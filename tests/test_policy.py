@@ -1,5 +1,6 @@
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,6 +90,16 @@ def test_json_round_trip(random_policy, tmp_path):
         random_policy.model,
     )
     assert [file.name for file in path.parent.iterdir()] == ["policy.json"]  # no temporary file stays
+
+
+def test_a_file_without_branches_is_read_as_it_is(random_policy, tmp_path):
+    assert random_policy.branches == 1
+    assert po.Policy.load(random_policy.save(tmp_path / "policy.json")).branches == 1
+    old = po.Policy(random_policy.timesteps, LAYERS, np.full((4, 2), 3), "m")
+    assert "branches" not in old.to_dict()
+    assert po.Policy.from_dict(old.to_dict()).branches is None
+    stored = sorted((Path(__file__).parents[1] / "data" / "results").glob("*-policy-*.json"))
+    assert stored and all(po.Policy.load(file).bits.size for file in stored)
 
 
 def test_a_failing_save_leaves_the_old_file(random_policy, tmp_path, monkeypatch):
