@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     task = task_of(pipe)
     evaluation, calibration = (task.load(args.prompts / file) for file in task.files)
     if args.limit:
-        evaluation = evaluation[:: max(1, len(evaluation) // args.limit)][: args.limit]
+        evaluation = spread(evaluation, args.limit)
     setting = Setting(
         model=args.model,
         name=Path(args.model).name,
@@ -182,6 +182,16 @@ def fisher_of(setting: Setting, pipe: DiffusionPipeline, trace: adatsq.Trace) ->
             f"{trace.model} at {len(trace.timesteps)}: delete them, or choose another --out"
         )
     return fisher, float("nan")
+
+
+def spread(prompts: list, n: int) -> list:
+    """The first n prompts, taking one of each category in turn."""
+    seen: dict[str, int] = {}
+    turns = []
+    for prompt in prompts:
+        seen[prompt.category] = seen.get(prompt.category, 0) + 1
+        turns.append(seen[prompt.category])
+    return [prompts[i] for i in sorted(range(len(prompts)), key=turns.__getitem__)[:n]]
 
 
 def commit_here() -> str:
