@@ -203,14 +203,24 @@ def _squared_gradients(
         y.requires_grad_()
         y.register_hook(add)
 
+    with output_hooks(transformer, [transformer.get_submodule(name) for name in names], after):
+        yield
+
+
+@contextmanager
+def output_hooks(
+    transformer: nn.Module, modules: Sequence[nn.Module], after: Callable[..., None]
+) -> Iterator[None]:
+    """While open, after(module, args, y, l) follows each call of modules[l], gradients are on, and no weight
+    asks for one."""
     parameters = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
     # cuDNN's attention backward has been seen to write out of bounds at some head sizes: leave it out
     attention = sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
     handles = []
     try:
-        for l, name in enumerate(names):
+        for l, module in enumerate(modules):
             hook = lambda module, args, y, l=l: after(module, args, y, l)  # noqa: E731
-            handles.append(transformer.get_submodule(name).register_forward_hook(hook))
+            handles.append(module.register_forward_hook(hook))
         for parameter in parameters:
             parameter.requires_grad_(False)
         with torch.enable_grad(), attention:

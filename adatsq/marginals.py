@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from adatsq.call import scheduler_copy
+from adatsq.fisher import output_hooks
 from adatsq.policy import Policy, act_layers
 from adatsq.trace import Trace, step, velocity
 
@@ -121,23 +121,11 @@ def _squared_products(
         y.register_hook(add)
 
     before = [module.a_bits for module in modules]
-    parameters = [p for p in transformer.parameters() if p.requires_grad]
-    # cuDNN's attention backward has been seen to write out of bounds at some head sizes: leave it out
-    attention = sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
-    handles = []
     try:
-        for l, module in enumerate(modules):
+        for module in modules:
             module.a_bits = 16
-            hook = lambda module, args, y, l=l: after(module, args, y, l)  # noqa: E731
-            handles.append(module.register_forward_hook(hook))
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        with torch.enable_grad(), attention:
+        with output_hooks(transformer, modules, after):
             yield
     finally:
-        for handle in handles:
-            handle.remove()
-        for parameter in parameters:
-            parameter.requires_grad_()
         for module, bits in zip(modules, before):
             module.a_bits = bits
