@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from adatsq.world.autoencoder import fit_autoencoder, measure
 from adatsq.world.motion import FRAMES, render_clips, sample_clips
 
-FRAMES_SHARE = 0.45  # of the training, on single frames
+FRAMES_SHARE = 0.3  # of the training, on single frames
 # Frames of a clip that the rest sees: a first, a second and a third latent frame; then all are alike.
 WINDOW = 9
 
