@@ -64,6 +64,10 @@ PICTURES, SHAPES_WORLD = (
     "Share of pictures that show what the prompt says",
     "64x64 pictures of coloured shapes",
 )
+PARSED_DISTINCT = (
+    "held_out_parse is the share of the sentences kept out of the text encoder's training, every twentieth of "
+    "the different ones, that its training heads parse right"
+)
 PARSED = (
     "held_out_parse is the share of whole sentences kept out of the text encoders' training, nearly all of "
     "the short ones among them, that their training heads parse right"
@@ -101,7 +105,7 @@ ABOUT = {
         "recipe_text": "The text encoder learns to parse captions, the autoencoder to reproduce clips; both "
         "are then frozen. The transformer learns flow matching with a tenth of the captions dropped "
         "(`adatsq/world/flow.py`); it is sampled with classifier-free guidance, two calls per step.",
-        "notes": f"{PARSED}; psnr_db is of the autoencoder on fresh clips.",
+        "notes": f"{PARSED_DISTINCT}; psnr_db is of the autoencoder on fresh clips.",
     },
 }
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
