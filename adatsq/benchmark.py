@@ -9,9 +9,9 @@ and written before the next method starts; rows already written are skipped. Of 
 paths of the search are followed as well, and its beams are held against the exact front.
 
     NAME-images.csv    a row per method and picture: passed (of a clip: each dimension), psnr, ssim
-    NAME-facts.csv     a row per method: seconds, bits, bytes
+    NAME-facts.csv     a row per method: seconds, bits, bytes, and transformer calls of one row each
     NAME.csv           the tidy table of both, with bootstrap intervals
-    NAME-paired.csv    differences between methods on the same pictures, with paired intervals
+    NAME-paired.csv    differences between methods on the same pictures (`results.BASES`), with intervals
     NAME-fisher.json, NAME-search.csv, NAME-policy-*.json    what the search saw and chose
     NAME-frontier.csv  all paths of a run of few steps, those on the front, and which beams found them
 """
@@ -28,6 +28,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 import adatsq
+from adatsq.baselines import METHODS
+from adatsq.facts import counted_calls, peak_memory, size
 from adatsq.judging import task_of
 from adatsq.results import ORDER, tidy_tables
 from adatsq.rows import (
@@ -39,18 +41,19 @@ from adatsq.rows import (
     frontier,
     score,
     scored,
-    size,
     timed,
 )
 
 CALIBRATION, CHECK = slice(0, 32), slice(32, 64)
 BUDGETS = {4: (4.0,), 3: (3.1, 3.6)}  # w_bits: average activation bits of the searched policies
-WEIGHTS = {
+RECIPES = {
     "rtn": adatsq.rtn,
     "hadamard": adatsq.hadamard,
     "hadamard+gptq": adatsq.hadamard_gptq,
     "adatsq-weights": adatsq.adatsq_weights,
+    **METHODS,
 }
+WEIGHTS = {method: RECIPES[method] for method in ORDER if method in RECIPES}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -117,13 +120,23 @@ def run(setting: Setting, pipe: DiffusionPipeline, calibration: list[str], seed:
 
     def weights(method: str, w_bits: int, rows: list[tuple[str, float]]) -> str:
         """Quantize once, then all rows on these weights."""
-        alpha = fisher.alpha(tau=1.0) if method == "adatsq-weights" else None
-        options = {"blocks_per_pass": None, "batch_size": 32, "progress": False}
-        pipe, quantize_s = timed(WEIGHTS[method], setting.load(), trace, w_bits, w_bits, alpha, **options)
-        facts = {"quantize_s": quantize_s, "record_s": record_s, "fisher_s": fisher_s, **size(pipe)}
+        alpha = fisher.alpha(tau=1.0) if method.startswith("adatsq") else None
+        fisher_calls = trace.branches * len(trace) * len(trace.timesteps)  # each forward and backward
+        pipe, options = setting.load(), {"blocks_per_pass": None, "batch_size": 32, "progress": False}
+        with peak_memory(setting.device) as peak, counted_calls(pipe.transformer) as calls:
+            _, quantize_s = timed(WEIGHTS[method], pipe, trace, w_bits, w_bits, alpha, **options)
+        facts = {
+            "quantize_s": quantize_s,
+            "calibration_calls": calls.rows,
+            "record_s": record_s,
+            "fisher_s": fisher_s,
+            **({} if alpha is None else {"fisher_calls": fisher_calls}),
+            **size(pipe),
+            **peak,
+        }
         for name, budget in rows:
             if name == method:
-                arguments = at_fixed_bits, setting, pipe, reference, name, w_bits, facts
+                arguments = at_fixed_bits, setting, pipe, trace, reference, name, w_bits, facts
             elif name == EXACT:
                 arguments = frontier, setting, pipe, trace, fisher, w_bits
             else:

@@ -35,12 +35,18 @@ def inputs(
     per_call = -(-rows // (len(batches) * len(trace.timesteps)))
     samples: dict[str, list[Tensor]] = {name: [] for name in names}
     calls: dict[tuple, list[str]] = {}  # layers by the tensor they read, in one call
-    alive: list[Tensor] = []  # so that no address is used twice in a call
+    alive: list[Tensor] = []  # so that no address is used twice in a block
     after_gelu: set[tuple] = set()
+    block_of, running = {name: _block(pipe, name) for name in names}, None
 
     def add(name: str, x: Tensor) -> None:
+        nonlocal running
+        if block_of[name] != running:  # layers share inputs within a block: memory for one is enough
+            running = block_of[name]
+            alive.clear()
+            after_gelu.clear()
         alive.append(x)
-        calls.setdefault((_block(pipe, name), *_address(x)), []).append(name)
+        calls.setdefault((running, *_address(x)), []).append(name)
         if _address(x) in after_gelu:
             found.gelu.add(name)
         flat = x.detach().reshape(-1, x.shape[-1])
@@ -62,8 +68,7 @@ def inputs(
             for t in range(len(trace.timesteps)):
                 for index in batches:
                     calls.clear()
-                    alive.clear()
-                    after_gelu.clear()
+                    running = None
                     velocity(pipe.transformer, trace, t, index=index)
     finally:
         for hook in hooks:

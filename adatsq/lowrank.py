@@ -15,12 +15,23 @@ ITERATIONS = 100
 def low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """down (r, in) and up (out, r) of the truncated SVD of matrix (out, in): float32 that fits 16 bits.
 
-    The singular values are shared out evenly, so that neither factor is large.
+    The singular values are shared out evenly, so that neither factor is large. They come from the
+    eigenvectors v of M^T M (or M M^T, if that is smaller) in float64, M v = s u: an SVD of the whole matrix
+    takes several times as long, on a GPU above all, and SVDQuant needs thousands.
     """
-    u, s, vh = torch.linalg.svd(matrix.float(), full_matrices=False)
-    root = s[:rank].sqrt()
-    down, up = root[:, None] * vh[:rank], u[:, :rank] * root
-    return down.to(torch.bfloat16).float(), up.to(torch.bfloat16).float()
+    if len(matrix) < matrix.shape[1]:
+        up, down = low_rank(matrix.T, rank)
+        return down.T.contiguous(), up.T.contiguous()
+    m = matrix.double()
+    _, v = torch.linalg.eigh(m.T @ m)  # rising eigenvalues
+    v = v[:, -rank:].flip(1)
+    su = m @ v
+    root = su.norm(dim=0).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+    return _16_bits(root[:, None] * v.T), _16_bits(su / root)
+
+
+def _16_bits(x: Tensor) -> Tensor:
+    return x.to(torch.bfloat16).float()
 
 
 def decompose(

@@ -14,25 +14,10 @@ from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from adatsq.colors import METHOD_COLORS, method_color
 from adatsq.policy import BITS, Policy
 from adatsq.search import SearchResult
 
-# Okabe and Ito's colours, grey, olive, brown and two violets: apart also for eyes with two kinds of cones.
-METHOD_COLORS = {
-    "fp": "#000000",
-    "rtn": "#666666",
-    "hadamard": "#56B4E9",
-    "hadamard+gptq": "#0072B2",
-    "hadamard+gptq+search": "#A8A860",
-    "adatsq-weights": "#E69F00",
-    "adatsq": "#D55E00",
-    "adatsq+ladder": "#480060",
-    "smoothquant": "#F0E442",
-    "quarot": "#009E73",
-    "vidit-q": "#783018",
-    "svdquant": "#CC79A7",
-    "q-dit": "#6A1FD0",
-}
 # Activation bits from light (few) to dark (many), so that the order survives in grey.
 BIT_COLORS = dict(zip(BITS, plt.get_cmap("YlGnBu")(np.linspace(0.04, 1, len(BITS)))))
 BLOCKS = {"transformer_blocks": "double", "single_transformer_blocks": "single"}  # Flux's own words
@@ -246,14 +231,6 @@ def differences(paired: pd.DataFrame, title: str = "", xlabel: str = "", ax: Axe
     ax.set_yticks(y, paired.row)
     ax.set(title=title, xlabel=xlabel)
     return ax
-
-
-def method_color(method: str) -> str:
-    """The colour of a method, whatever else its label says after a space."""
-    found = METHOD_COLORS.get(method) or METHOD_COLORS.get(method.split()[0])
-    if found is None:
-        raise ValueError(f"no colour for method {method!r}; known: {', '.join(METHOD_COLORS)}")
-    return found
 
 
 def image_grid(

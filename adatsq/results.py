@@ -15,17 +15,41 @@ from adatsq.files import write_text
 KEY = ["model", "method", "w_bits", "a_bits"]
 COLUMNS = [*KEY, "metric", "value", "ci_low", "ci_high", "n", "seed", "commit", "device"]
 PAIRED = [*COLUMNS[:2], "baseline", "baseline_a_bits", *COLUMNS[2:]]
-# From simple to full. Each is compared with those before it.
+# From simple to full.
 ORDER = (
     "fp",
     "rtn",
+    "smoothquant",
+    "vidit-q",
+    "vidit-q+mixed",
+    "quarot",
+    "q-dit",
+    "svdquant",
+    "svdquant+gptq",
     "hadamard",
     "hadamard+gptq",
     "hadamard+gptq+search",
+    "adatsq+plain",
+    "adatsq+smoothquant",
+    "adatsq+svdquant",
     "adatsq-weights",
     "adatsq",
     "adatsq+ladder",
 )
+# What a row is compared with, at the same weight bits: these, and what it is built on or differs from in one
+# thing (a policy also with a rotation alone).
+EVERY = ("fp", "rtn", "svdquant", "hadamard+gptq")
+BASES = {
+    "vidit-q+mixed": ("vidit-q",),
+    "hadamard+gptq": ("hadamard", "quarot"),
+    "hadamard+gptq+search": ("hadamard",),
+    "adatsq+smoothquant": ("smoothquant",),
+    "adatsq+svdquant": ("svdquant+gptq",),
+    "adatsq-weights": ("hadamard",),
+    "adatsq": ("hadamard", "hadamard+gptq+search", "adatsq-weights"),
+    "adatsq+ladder": ("hadamard", "hadamard+gptq+search", "adatsq-weights", "adatsq"),
+}
+POLICIES = ("hadamard+gptq+search", "adatsq")  # in BASES: compared with at the same budget
 PLACE = [*KEY, "prompt", "picture", "category"]  # columns of NAME-images.csv that say what a row is of
 DISTANCES = ["psnr", "ssim"]  # to the full-precision picture; the columns left are the judge's scores
 SEED = 0  # of the bootstrap; the pictures' own seeds are in the prompt file
@@ -56,15 +80,17 @@ def _scores(images: pd.DataFrame, scores: list[str], origin: pd.DataFrame) -> pd
 
 
 def _paired(images: pd.DataFrame, scores: list[str], origin: pd.DataFrame) -> pd.DataFrame:
-    """Every method minus fp, and minus every simpler method (ORDER) at the same weight bits."""
+    """Every row minus those of EVERY and of its BASES, at the same weight bits."""
     groups, rows = dict(list(images.groupby(KEY, sort=False))), []
     for key, group in groups.items():
         for other, baseline in groups.items():
-            full_precision, simpler = other[1] == "fp", ORDER.index(other[1]) < ORDER.index(key[1])
-            if not simpler or not (full_precision or other[2] == key[2]):
+            full_precision = other[1] == "fp"
+            if other[1] == key[1] or other[1] not in (*EVERY, *BASES.get(key[1], ())):
                 continue
-            if other[1] in ("hadamard+gptq+search", "adatsq") and other[3] != key[3]:
-                continue  # searched policies are compared at the same budget
+            if other[2] != key[2] and not full_precision:
+                continue
+            if other[1] in POLICIES and other[3] != key[3]:
+                continue
             for metric in scores if full_precision else [*scores, *DISTANCES]:
                 (values, categories), (base, _) = _grid(group, metric), _grid(baseline, metric)
                 found = _rows(key, origin.loc[key], values, categories, base, metric)

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 import adatsq
 from adatsq.candidates import LADDER, SHARES
 from adatsq.evaluate import generate, psnr, ssim
+from adatsq.facts import activation_bits, counted_calls
 from adatsq.files import write_text
 from adatsq.judging import Task
 from adatsq.results import KEY, ORDER
@@ -67,10 +68,11 @@ class Setting:
         return self.out / f"{self.name}{suffix}"
 
 
-def at_fixed_bits(setting, pipe, reference, method: str, w_bits: int, facts: dict) -> str:
-    """Activations at the bits of the weights, at all timesteps."""
+def at_fixed_bits(setting, pipe, trace, reference, method: str, w_bits: int, facts: dict) -> str:
+    """Activations at the bits of the weights, or as a mixed precision has them, at all timesteps."""
     images = setting.draw(pipe, setting.evaluation, setting.pictures)
-    return score(setting, images, reference, method, w_bits, w_bits, {**facts, "average_bits": w_bits})
+    facts = {**facts, **activation_bits(pipe, trace)}
+    return score(setting, images, reference, method, w_bits, w_bits, facts)
 
 
 def at_searched_bits(
@@ -78,7 +80,8 @@ def at_searched_bits(
 ) -> str:
     """The policy that the search finds on these weights for this budget, and its pictures."""
     options = {"shares": SEARCHED[method][1][w_bits], "images": list(SEARCH), "progress": False}
-    result = adatsq.beam_search(pipe, trace, fisher, beam=4, budget=budget, **options)
+    with counted_calls(pipe.transformer) as calls:
+        result = adatsq.beam_search(pipe, trace, fisher, beam=4, budget=budget, **options)
     policy, judge_s = timed(result.pick, budget, lambda policy: check(setting, pipe, policy))
     key = {"method": method, "w_bits": w_bits, "budget": budget}
     _append(setting.path("-search.csv"), result.evaluated.assign(**key), list(key), float_format="%.6g")
@@ -89,6 +92,7 @@ def at_searched_bits(
         "parameter_weighted_bits": policy.parameter_weighted,
         "flop_weighted_bits": policy.flop_weighted,
         "search_s": result.seconds,
+        "search_calls": calls.rows,
         "judge_s": judge_s,
         "front_paths": len(result.front),
     }
@@ -187,17 +191,6 @@ def _append(file: Path, rows: pd.DataFrame, key: list[str], float_format: str | 
         old, new = (pd.read_csv(f, dtype=str, keep_default_na=False) for f in (file, io.StringIO(text)))
         text = pd.concat([old[~same], new]).fillna("").to_csv(index=False)
     write_text(file, text)
-
-
-def size(pipe) -> dict:
-    """Bytes and bits of the transformer as saved, and the share of its parameters that is quantised."""
-    table = adatsq.summary(pipe)
-    return {
-        "transformer_bytes": int(table.at["transformer", "bytes"]),
-        "effective_bits": float(table.at["transformer", "effective_bits"]),
-        "effective_w_bits": float(table.at["weights and activations", "effective_bits"]),
-        "quantized_share": 1 - float(table.at["kept", "share"]),
-    }
 
 
 def device_name(name: str) -> str:

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from adatsq import benchmark, evaluate, judging, rows
+from adatsq import baselines, benchmark, evaluate, judging, rows
+from adatsq.baselines import METHODS
 from adatsq.pareto import hypervolume, non_dominated
-from adatsq.results import COLUMNS, KEY, tidy_tables
+from adatsq.results import COLUMNS, KEY, ORDER, tidy_tables
 from adatsq.world.motion import render_clips, sample_clips
 from adatsq.world.motion_judge import DIMENSIONS
 from adatsq.world.motion_prompts import make_video_prompts
@@ -26,6 +27,7 @@ def run_all(family_folders, tmp_path_factory):
     patch.setattr(benchmark, "CALIBRATION", slice(0, 4))
     patch.setattr(benchmark, "CHECK", slice(32, 34))
     patch.setattr(evaluate, "RESAMPLES", 200)
+    patch.setattr(baselines, "GRID", baselines.GRID[::13])  # of SVDQuant: for time
 
     def run(family, *options, out=None):
         model = models / family / "tiny"
@@ -49,7 +51,7 @@ def pictures(run_all):
 
 @pytest.fixture(scope="module")
 def clips(run_all):
-    methods = ["rtn", "hadamard+gptq", "hadamard+gptq+search", "adatsq"]
+    methods = ["rtn", "svdquant+gptq", "hadamard+gptq", "hadamard+gptq+search", "adatsq"]
     return run_all("wan", "--limit", "6", "--pictures", "1", "--methods", *methods)
 
 
@@ -65,12 +67,14 @@ def searched(methods) -> set:
 
 
 def test_every_method_is_scored(pictures):
-    fixed = {(m, w, float(w)) for m in benchmark.WEIGHTS for w in (3, 4)}
+    names = {"rtn", "hadamard", "hadamard+gptq", "adatsq-weights", *METHODS}
+    assert set(ORDER) == {"fp"} | names | set(rows.SEARCHED) and len(ORDER) == len(set(ORDER))
+    fixed = {(m, w, float(w)) for m in names for w in (3, 4)}
     assert scored(pictures) == {("fp", 16, 16.0)} | fixed | searched(rows.SEARCHED)
 
 
 def test_only_the_methods_asked_for(clips):
-    fixed = {(m, w, float(w)) for m in ("rtn", "hadamard+gptq") for w in (3, 4)}
+    fixed = {(m, w, float(w)) for m in ("rtn", "svdquant+gptq", "hadamard+gptq") for w in (3, 4)}
     assert scored(clips) == {("fp", 16, 16.0)} | fixed | searched(["hadamard+gptq+search", "adatsq"])
 
 
@@ -98,11 +102,12 @@ def test_a_row_that_fails_is_named_and_the_others_go_on(run_all, monkeypatch, tm
 
     monkeypatch.setitem(benchmark.WEIGHTS, "rtn", broken)
     monkeypatch.setattr(rows.adatsq, "beam_search", broken)
-    methods = ["rtn", "hadamard+gptq", "hadamard+gptq+search"]
+    methods = ["rtn", "vidit-q+mixed", "hadamard+gptq", "hadamard+gptq+search"]
     with pytest.raises(SystemExit, match=r"rtn weights W4, hadamard\+gptq\+search W4A4, rtn weights W3"):
         run_all("zimage", "--limit", "1", "--pictures", "1", "--methods", *methods, out=tmp_path)
     assert "broken on purpose" in capsys.readouterr().err
-    assert scored(tmp_path) == {("fp", 16, 16.0), ("hadamard+gptq", 4, 4.0), ("hadamard+gptq", 3, 3.0)}
+    fixed = {(m, w, float(w)) for m in ("vidit-q+mixed", "hadamard+gptq") for w in (3, 4)}
+    assert scored(tmp_path) == {("fp", 16, 16.0)} | fixed
 
 
 def test_full_precision_alone_has_no_pairs(run_all, tmp_path):
@@ -122,7 +127,51 @@ def test_budgets_are_kept(results, request):
     table = pd.read_csv(request.getfixturevalue(results) / "tiny.csv")
     bits = table[table.metric == "average_bits"].set_index(["method", "a_bits"]).value
     for method, a_bits in bits.index:
-        assert bits[method, a_bits].max() <= a_bits + 1e-9
+        if method in rows.SEARCHED:
+            assert bits[method, a_bits].max() <= a_bits + 1e-9
+        else:  # a third of ViDiT-Q's layers have 8 bits in its mixed precision
+            assert (bits[method, a_bits] == a_bits).all() != (method == "vidit-q+mixed")
+
+
+def test_only_adatsqs_weights_get_alpha(run_all, pictures, monkeypatch, tmp_path):
+    """Nothing is quantized here, so no row is written."""
+    given = {}
+
+    def stop(method):
+        def recipe(pipe, trace, w_bits, a_bits, alpha, **options):
+            given[method, w_bits, a_bits] = alpha
+            raise ValueError("far enough")
+
+        return recipe
+
+    monkeypatch.setattr(benchmark, "WEIGHTS", {method: stop(method) for method in benchmark.WEIGHTS})
+    shutil.copy(pictures / "tiny-fisher.json", tmp_path)
+    with pytest.raises(SystemExit, match="svdquant weights W4"):
+        run_all("flux", "--limit", "1", "--pictures", "1", out=tmp_path)
+    assert set(given) == {(method, w, w) for method in benchmark.WEIGHTS for w in (3, 4)}
+    weighted = {m for m, *_ in given if given[m, 4, 4] is not None}
+    assert weighted == {"adatsq+plain", "adatsq+smoothquant", "adatsq+svdquant", "adatsq-weights"}
+    assert all(np.allclose(given[m, 3, 3].sum(), 1) for m in weighted)
+
+
+def test_calls_that_calibration_makes(pictures, clips):
+    """4 images x 2 steps, of Wan x 2 branches: once for GPTQ, once more for smoothing and branches."""
+    facts = pd.read_csv(pictures / "tiny-facts.csv").set_index(["method", "w_bits"])
+    calls = facts[facts.index.get_level_values("w_bits") == 4].calibration_calls.droplevel("w_bits").dropna()
+    assert calls[["rtn", "hadamard"]].eq(0).all()
+    assert calls[["smoothquant", "vidit-q", "svdquant"]].eq(8).all()
+    assert calls[["quarot", "hadamard+gptq", "adatsq+plain", "adatsq-weights"]].eq(8).all()
+    assert calls[["svdquant+gptq", "adatsq+smoothquant", "adatsq+svdquant"]].eq(16).all()
+    layers = 2 * 12 + 2 * 5  # of two blocks of each kind
+    assert calls["vidit-q+mixed"] == 8 + layers * 2 + 8
+    assert calls["q-dit"] > 8
+    weighted = facts.fisher_calls.dropna().index.get_level_values("method")
+    assert facts.fisher_calls.dropna().eq(8).all() and set(weighted) == {m for m in ORDER if "adatsq" in m}
+    # 4 images through the 3 candidates of the first step, and those of at most 4 paths in the second
+    searched = facts.loc[["adatsq", "hadamard+gptq+search"]].search_calls
+    assert searched.between(4 * (3 + 3), 4 * (3 + 12)).all()
+    facts = pd.read_csv(clips / "tiny-facts.csv").set_index("method").calibration_calls
+    assert facts["svdquant+gptq"].eq(32).all() and facts["hadamard+gptq"].eq(16).all()
 
 
 def test_tables_repeat_from_the_pictures(pictures):

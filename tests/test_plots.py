@@ -19,6 +19,7 @@ from PIL import Image
 
 from adatsq import plots
 from adatsq.policy import LayerShape, Policy
+from adatsq.results import ORDER
 from adatsq.search import FrontPath, SearchResult
 
 # Machado, Oliveira and Fernandes 2009: linear RGB as seen with one kind of cones missing.
@@ -76,6 +77,10 @@ def test_method_colours_are_apart(eyes):
     for a, b in itertools.combinations(plots.METHOD_COLORS, 2):
         distance = np.linalg.norm(lab(plots.METHOD_COLORS[a], eyes) - lab(plots.METHOD_COLORS[b], eyes))
         assert distance > 12, f"{a} and {b} are {distance:.1f} apart to eyes with {eyes}"
+
+
+def test_every_method_of_the_benchmark_has_a_colour():
+    assert tuple(plots.METHOD_COLORS) == ORDER
 
 
 @pytest.mark.parametrize("eyes", SEEN)

@@ -1,0 +1,32 @@
+"""One colour means one method, in every figure."""
+
+# Okabe and Ito's colours, grey, olive, brown and two violets: apart also for eyes with two kinds of cones. A
+# method on another's base has a shade of that one's colour, as far as they stay apart.
+METHOD_COLORS = {
+    "fp": "#000000",
+    "rtn": "#666666",
+    "smoothquant": "#F0E442",
+    "vidit-q": "#783018",
+    "vidit-q+mixed": "#92674F",
+    "quarot": "#009E73",
+    "q-dit": "#6A1FD0",
+    "svdquant": "#CC79A7",
+    "svdquant+gptq": "#7A2964",
+    "hadamard": "#56B4E9",
+    "hadamard+gptq": "#0072B2",
+    "hadamard+gptq+search": "#A8A860",
+    "adatsq+plain": "#FF8593",
+    "adatsq+smoothquant": "#E8C15E",
+    "adatsq+svdquant": "#EBC2E4",
+    "adatsq-weights": "#E69F00",
+    "adatsq": "#D55E00",
+    "adatsq+ladder": "#480060",
+}
+
+
+def method_color(method: str) -> str:
+    """The colour of a method, whatever else its label says after a space."""
+    found = METHOD_COLORS.get(method) or METHOD_COLORS.get(method.split()[0])
+    if found is None:
+        raise ValueError(f"no colour for method {method!r}; known: {', '.join(METHOD_COLORS)}")
+    return found

@@ -1,0 +1,82 @@
+"""What a quantized pipeline is and what it took: bytes, bits, multiplications, calls, memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from adatsq.arguments import argument_names, bind
+from adatsq.policy import act_layers
+from adatsq.storage import summary
+from adatsq.trace import Trace
+
+
+def size(pipe: DiffusionPipeline) -> dict:
+    """Bytes and bits of the transformer as saved, and the share of its parameters that is quantised."""
+    table = summary(pipe)
+    return {
+        "transformer_bytes": int(table.at["transformer", "bytes"]),
+        "effective_bits": float(table.at["transformer", "effective_bits"]),
+        "effective_w_bits": float(table.at["weights and activations", "effective_bits"]),
+        "quantized_share": 1 - float(table.at["kept", "share"]),
+    }
+
+
+def activation_bits(pipe: DiffusionPipeline, trace: Trace) -> dict:
+    """Averages of the layers' activation bits as they stand: each layer once, and by its multiplications.
+
+        flop_weighted = (sum_l n_l in_l out_l a_l + 16 sum_l n_l r_l (in_l + out_l)) / sum_l n_l in_l out_l
+
+    n tokens, a bits (8 where a mixed precision says so), r the rank of a 16-bit branch. Its multiplications
+    come on top of those of the layer as it was, as its bytes do in the effective bits of weights. Rotations,
+    smoothing and scales are a few operations per value and not counted.
+    """
+    layers = act_layers(trace)
+    linears = [pipe.transformer.get_submodule(layer.name) for layer in layers]
+    whole = bits = 0
+    for layer, linear in zip(layers, linears):
+        own = layer.tokens * layer.in_features * layer.out_features
+        rank = 0 if linear.down is None else len(linear.down)
+        whole += own
+        bits += linear.a_bits * own + 16 * layer.tokens * rank * (layer.in_features + layer.out_features)
+    average = sum(linear.a_bits for linear in linears) / len(linears)
+    return {"average_bits": average, "flop_weighted_bits": bits / whole}
+
+
+@dataclass
+class Calls:
+    """Transformer calls for one row of a batch: images x timesteps x branches, in whatever batches."""
+
+    rows: int = 0
+
+
+@contextmanager
+def counted_calls(transformer: nn.Module) -> Iterator[Calls]:
+    """Count the calls of the transformer, and of copies made meanwhile, which keep the hook. One that is
+    ended early, as a calibration does after its last block, counts whole."""
+    calls, latents = Calls(), argument_names(transformer)[0]
+
+    def count(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        calls.rows += len(bind(module, args, kwargs)[latents])
+
+    hook = transformer.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def peak_memory(device: str) -> Iterator[dict]:
+    """Afterwards {"quantize_peak_bytes": most that tensors took at once}, all models on it included; on a
+    device other than CUDA nothing is known."""
+    found: dict = {}
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    yield found
+    if cuda:
+        found["quantize_peak_bytes"] = torch.cuda.max_memory_allocated(device)

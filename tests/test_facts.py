@@ -1,0 +1,90 @@
+"""Facts of a quantized pipeline against counts of another kind."""
+
+import pytest
+import torch
+
+from adatsq import facts, policy
+from adatsq.baselines import METHODS
+from adatsq.linear import QuantLinear
+from adatsq.recipes import hadamard
+from adatsq.trace import record, velocity
+
+
+@pytest.fixture
+def trace(tiny_pipe):
+    prompts = ["a red circle", "two blue squares"]
+    return record(tiny_pipe, prompts, num_inference_steps=2, progress=False)
+
+
+def multiplications(pipe, trace, monkeypatch) -> float:
+    """Bits x multiplications of one call, over multiplications of a full-precision one, as they are made."""
+    seen = {"bits": 0, "whole": 0}
+    linear = torch.nn.functional.linear
+
+    def counted(x, weight, bias=None):
+        n = x[..., 0].numel() * weight.numel()
+        layer = running[-1] if running else None
+        if layer is not None and weight.shape == layer.codes.shape:
+            seen["bits"] += layer.a_bits * n
+            seen["whole"] += n
+        elif layer is not None:  # the branch
+            seen["bits"] += 16 * n
+        return linear(x, weight, bias)
+
+    running = []
+    names = [layer.name for layer in trace.layers if layer.role == "act"]
+    for name in names:
+        layer = pipe.transformer.get_submodule(name)
+        assert isinstance(layer, QuantLinear)
+        layer.register_forward_pre_hook(lambda module, _: running.append(module))
+        layer.register_forward_hook(lambda *_: running.clear())
+    monkeypatch.setattr("adatsq.linear.F.linear", counted)
+    with torch.no_grad():
+        velocity(pipe.transformer, trace, 0)
+    monkeypatch.undo()
+    return seen["bits"] / seen["whole"]
+
+
+@pytest.mark.parametrize("method", ["vidit-q", "vidit-q+mixed", "svdquant"])
+def test_bits_by_multiplications_as_they_are_made(method, tiny_pipe, trace, monkeypatch):
+    METHODS[method](tiny_pipe, trace, 3, 4, progress=False)
+    for name in trace.tokens:  # a rank at which down and up cannot be taken for the weight
+        layer = tiny_pipe.transformer.get_submodule(name)
+        if layer.down is not None:
+            layer.down, layer.up = layer.down[:8], layer.up[:, :8]
+    found = facts.activation_bits(tiny_pipe, trace)
+    counted = multiplications(tiny_pipe, trace, monkeypatch)
+    assert found["flop_weighted_bits"] == pytest.approx(counted, rel=1e-9)
+    assert {"vidit-q": counted == 4, "vidit-q+mixed": 4 < counted < 8, "svdquant": counted > 4}[method]
+    assert (found["average_bits"] == 4) == (method != "vidit-q+mixed")
+
+
+def test_fixed_bits_agree_with_a_policy_of_the_same(tiny_pipe, trace):
+    hadamard(tiny_pipe, trace, 4, 3, progress=False)
+    same = policy.Policy.of(trace, 3)
+    assert facts.activation_bits(tiny_pipe, trace) == {
+        "average_bits": same.average,
+        "flop_weighted_bits": same.flop_weighted,
+    }
+
+
+def test_calls_are_counted_in_rows_and_in_copies_too(family_pipe, family):
+    trace = record(family_pipe, ["a red circle", "two blue squares"], seed=0, progress=False)
+    branches = 2 if family in ("zimage-guided", "wan") else 1
+    with facts.counted_calls(family_pipe.transformer) as calls, torch.no_grad():
+        velocity(family_pipe.transformer, trace, 0)
+        velocity(family_pipe.transformer, trace, 1, index=[1])
+    assert calls.rows == 3 * branches
+    with facts.counted_calls(family_pipe.transformer) as calls:
+        METHODS["vidit-q+mixed"](family_pipe, trace, 4, 4, progress=False)  # tries layers in a copy
+    steps, layers = len(trace.timesteps), len(policy.act_layers(trace))
+    assert calls.rows == branches * steps * (2 + layers + 2)
+    with torch.no_grad():
+        velocity(family_pipe.transformer, trace, 0)
+    assert calls.rows == branches * steps * (2 + layers + 2)
+
+
+def test_no_peak_is_claimed_on_the_cpu():
+    with facts.peak_memory("cpu") as peak:
+        pass
+    assert peak == {}

@@ -1,0 +1,87 @@
+"""Which rows are compared with which, and that stored numbers stay."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from adatsq import evaluate
+from adatsq.results import BASES, EVERY, KEY, ORDER, tidy_tables
+
+RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory):
+    """All methods, the searched ones at two budgets, with made-up passes."""
+    tmp_path = tmp_path_factory.mktemp("results")
+    random, images = np.random.default_rng(0), []
+    searched = {"hadamard+gptq+search", "adatsq", "adatsq+ladder"}
+    for w_bits in (4, 3):
+        for method in ORDER:
+            for a_bits in (w_bits, w_bits + 0.5) if method in searched else (w_bits,):
+                key = ("m", method, w_bits, float(a_bits)) if method != "fp" else ("m", "fp", 16, 16.0)
+                row = pd.DataFrame([key] * 3, columns=KEY).assign(prompt=range(3), picture=0, category="c")
+                images.append(row.assign(passed=random.integers(0, 2, 3), psnr=20.0, ssim=0.5))
+    images = pd.concat(images).drop_duplicates([*KEY, "prompt"])
+    images.to_csv(tmp_path / "m-images.csv", index=False)
+    images[KEY].drop_duplicates().assign(commit="c", device="d").to_csv(tmp_path / "m-facts.csv", index=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "RESAMPLES", 50)
+        found = tidy_tables(tmp_path / "m")[1]
+    return images, found[found.metric == "total"]
+
+
+def test_every_row_is_held_against_the_same_four(paired):
+    images, rows = paired
+    for key, _ in images.groupby(KEY):
+        if key[1] != "fp":
+            mine = rows[(rows[KEY] == list(key)).all(axis=1)]
+            assert {"fp", "rtn", "svdquant", "hadamard+gptq"} - {key[1]} <= set(mine.baseline)
+            assert not mine.baseline.duplicated().any()
+    assert "fp" not in set(rows.method)
+
+
+@pytest.mark.parametrize(
+    ("method", "base"),
+    [
+        ("adatsq+plain", "rtn"),
+        ("adatsq+smoothquant", "smoothquant"),
+        ("adatsq+svdquant", "svdquant+gptq"),
+        ("adatsq-weights", "hadamard+gptq"),
+        ("adatsq", "adatsq-weights"),
+        ("adatsq", "hadamard+gptq+search"),
+        ("adatsq+ladder", "adatsq"),
+        ("svdquant+gptq", "svdquant"),
+        ("vidit-q+mixed", "vidit-q"),
+        ("hadamard+gptq+search", "hadamard+gptq"),
+    ],
+)
+def test_what_is_built_on_another_is_held_against_it(paired, method, base):
+    images, rows = paired
+    mine = rows[(rows.method == method) & (rows.baseline == base)]
+    wanted = images[images.method == method][["w_bits", "a_bits"]].drop_duplicates()
+    assert len(mine) == len(wanted) and set(mine.w_bits) == {3, 4}
+    if base in ("adatsq", "hadamard+gptq+search"):
+        assert (mine.a_bits == mine.baseline_a_bits).all()
+    for row in mine.itertuples():
+        passed = [
+            images[(images.method == m) & (images.w_bits == row.w_bits) & (images.a_bits == a)].passed.mean()
+            for m, a in ((method, row.a_bits), (base, row.baseline_a_bits))
+        ]
+        assert row.value == pytest.approx(passed[0] - passed[1])
+
+
+def test_rules_name_methods():
+    assert {*EVERY, *BASES, *(base for bases in BASES.values() for base in bases)} <= set(ORDER)
+
+
+def test_stored_tables_come_from_the_stored_pictures(tmp_path):
+    """The same numbers, and the same pairs: a changed rule needs `python -m adatsq.results` on all files."""
+    name = "flux-schnell-mini"
+    for suffix in ("-images.csv", "-facts.csv"):
+        (tmp_path / f"{name}{suffix}").write_bytes((RESULTS / f"{name}{suffix}").read_bytes())
+    tidy_tables(tmp_path / name)
+    for suffix in (".csv", "-paired.csv"):
+        assert (tmp_path / f"{name}{suffix}").read_text() == (RESULTS / f"{name}{suffix}").read_text()
