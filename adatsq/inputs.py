@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from adatsq.models import block_names
 from adatsq.trace import Trace, layer_inputs, velocity
 
+GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, fill the unit interval evenly, however many there are
+
 
 @dataclass
 class Inputs:
     """largest: max |x_j| over all images, tokens and timesteps, (in,) per layer. rows: (n, in), evenly spaced
-    over tokens, images and timesteps. shared: layers of one block that read one tensor (query, key, value).
-    gelu: layers that read what a GELU gave, which is above -0.17.
+    over tokens and images in each call, other ones from call to call. shared: layers of one block that read
+    one tensor (query, key, value). gelu: layers that read what a GELU gave, which is above -0.17.
     """
 
     largest: dict[str, Tensor] = field(default_factory=dict)
@@ -38,6 +40,7 @@ def inputs(
     alive: list[Tensor] = []  # so that no address is used twice in a block
     after_gelu: set[tuple] = set()
     block_of, running = {name: _block(pipe, name) for name in names}, None
+    call = 0
 
     def add(name: str, x: Tensor) -> None:
         nonlocal running
@@ -54,8 +57,9 @@ def inputs(
         found.largest[name] = (
             torch.maximum(found.largest[name], largest) if name in found.largest else largest
         )
-        at = torch.linspace(0, len(flat) - 1, min(per_call, len(flat)), device=x.device).round().long()
-        samples[name].append(flat[at])
+        n = min(per_call, len(flat))
+        at = (torch.arange(n, dtype=torch.float64) + (GOLDEN * call) % 1) * (len(flat) / n)
+        samples[name].append(flat[at.long().to(x.device)])
 
     def remember(module: nn.Module, args: tuple, output: Tensor) -> None:
         alive.append(output)
@@ -68,7 +72,7 @@ def inputs(
             for t in range(len(trace.timesteps)):
                 for index in batches:
                     calls.clear()
-                    running = None
+                    running, call = None, call + 1
                     velocity(pipe.transformer, trace, t, index=index)
     finally:
         for hook in hooks:

@@ -118,7 +118,7 @@ def quantize(
             a_group_size=_group(a_group_size, layer),
             asymmetric=asymmetric,
             rank=int(low_rank) if changes else 0,
-            shift=GELU_SHIFT if layer.name in stats.gelu else 0.0,
+            shift=GELU_SHIFT if gelu_shift and layer.name in stats.gelu else 0.0,
             seed=seed if rotation else None,
         )
 

@@ -288,3 +288,11 @@ def test_options_that_exclude_each_other_are_named(tiny_pipe, trace):
         with pytest.raises(ValueError, match=message):
             recipes.quantize(tiny_pipe, solver="rtn", **options)
         assert not any(isinstance(m, QuantLinear) for m in tiny_pipe.transformer.modules())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_svdquant_shifts_what_a_gelu_gave(method, tiny_folder, trace, alpha):
+    pipe = METHODS[method](load_pipeline(tiny_folder), trace, 4, 4, alpha, progress=False)
+    shifts = {name: pipe.transformer.get_submodule(name).shift for name in trace.tokens}
+    shifted = {name for name, shift in shifts.items() if shift}
+    assert shifted == ({n for n in shifts if n.endswith("net.2")} if "svdquant" in method else set())

@@ -5,7 +5,7 @@ import torch
 
 from adatsq.baselines import METHODS
 from adatsq.inputs import inputs
-from adatsq.trace import record, velocity
+from adatsq.trace import layer_inputs, record, velocity
 
 
 def test_layers_that_share_an_input_and_gelus_are_found(family_pipe, family):
@@ -27,6 +27,32 @@ def test_layers_that_share_an_input_and_gelus_are_found(family_pipe, family):
         assert len({".".join(n.split(".")[:2]) for n in group}) == 1
         assert all(torch.equal(found.largest[n], found.largest[group[0]]) for n in group)
     assert found.gelu == {n for n in names if n.endswith(("ff.net.2", "ff_context.net.2", "ffn.net.2"))}
+
+
+def test_few_rows_a_call_are_not_the_same_tokens(tiny_pipe):
+    """One row in each of 6 calls: no two of one place, and some from each half of the tokens."""
+    trace = record(tiny_pipe, ["a red circle"], num_inference_steps=6, progress=False)
+    name, whole = "transformer_blocks.0.attn.to_q", []
+    found = inputs(tiny_pipe, trace, [name], rows=6).rows[name]
+    with layer_inputs(tiny_pipe.transformer, [name], lambda _, x: whole.append(x[0])), torch.no_grad():
+        for t in range(6):
+            velocity(tiny_pipe.transformer, trace, t)
+    places = [(x == row).all(1).nonzero().item() for x, row in zip(whole, found, strict=True)]
+    assert len(set(places)) == 6
+    assert min(places) < len(whole[0]) // 3 and max(places) >= 2 * len(whole[0]) // 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_baselines_in_bfloat16(method, tiny_pipe):
+    """Near the full-precision answer at 8 bits, in its dtype."""
+    tiny_pipe.to(torch.bfloat16)
+    trace = record(tiny_pipe, ["a red circle"], num_inference_steps=2, progress=False)
+    METHODS[method](tiny_pipe, trace, 8, 8, None, progress=False)
+    with torch.no_grad():
+        found = velocity(tiny_pipe.transformer, trace, 1)
+    assert found.dtype == torch.bfloat16
+    error = (found.float() - trace.velocity[1]).square().mean() / trace.velocity[1].square().mean()
+    assert error < 0.01
 
 
 @pytest.mark.parametrize("method", ["vidit-q", "adatsq+svdquant"])
