@@ -32,20 +32,17 @@ from adatsq.benchmark import commit_here
 from adatsq.evaluate import generate, intervals, psnr
 from adatsq.fisher import Fisher, temporal_fisher
 from adatsq.judging import task_of
-from adatsq.lagrangian import follow, search_policies
+from adatsq.lagrangian import search_policies
 from adatsq.measurements import append, stored
 from adatsq.models import load_pipeline, sampling
-from adatsq.pareto import share_of_box
 from adatsq.policy import Policy, apply
 from adatsq.recipes import adatsq_weights, hadamard_gptq
 from adatsq.results import COLUMNS, SEED
 from adatsq.rows import device_name
 from adatsq.search import SearchResult
+from adatsq.search_compare import A_BITS, SEARCHED, front_share, worst_error
 from adatsq.trace import Trace, record
 
-A_BITS = (3, 4, 8)
-SEARCHED = 4  # calibration pictures that a search follows
-MOST_BITS, WORST = 4.5, 1.1  # corner of the box of a front's hypervolume; WORST: times the error at 3 bits
 ROW = ["part", "setting", "baseline", "baseline_a_bits", *COLUMNS]
 KEY = ["part", "setting", "w_bits", "a_bits"]
 
@@ -71,7 +68,7 @@ class Run:
 
     @property
     def searched(self) -> list[int]:
-        return list(range(min(SEARCHED, len(self.trace))))
+        return list(SEARCHED)[: len(self.trace)]
 
     def fisher(self, loss: str | None, prompts: int) -> Fisher:
         """Of the first prompts, computed once per loss. None: as searches on uniform weights use it."""
@@ -141,18 +138,15 @@ class Quantized:
                 self.pipe, held.prompts, held.seeds, self.run.batch_size, progress=False, **held.settings
             )
             applied.remove()
-            self.scores[key] = psnr(images, held.images)
+            self.scores[key] = psnr(images, held.images).round(3)  # as stored: equal pictures differ by 0
         return self.scores[key]
 
     def facts(self, search: Search, budget: float | None) -> dict[str, float]:
         """What a search cost, and its front's share of a box that is the same for all on these weights."""
         result, run = self.search(search, budget), self.run
         if self.worst is None:
-            low = {"low": Policy.of(run.trace, min(A_BITS)).bits}
-            errors = follow(self.pipe, run.trace, low, run.searched, run.batch_size)[1]
-            self.worst = WORST * errors["low"]
-        points = [(path.policy.average, path.error) for path in result.front]
-        share = share_of_box(points, (min(A_BITS), 0.0), (MOST_BITS, self.worst))
+            self.worst = worst_error(self.pipe, run.trace, run.searched)
+        share = front_share(result, self.worst)
         return {"hypervolume": share, "search_s": result.seconds, "calls": result.calls}
 
 
@@ -260,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if rows:
         trace = record(pipe, first, args.steps, seed, 32, progress=False)
         held = record(pipe, last, args.steps, 2_000_000, 32, progress=False)
-        calls = cost(rows, args.w_bits, len(trace.timesteps), len(held), SEARCHED)
+        calls = cost(rows, args.w_bits, len(trace.timesteps), len(held), len(SEARCHED))
         print(f"{len(rows)} rows, about {sum(calls.values())} transformer calls for one picture: {calls}")
         measure_all(Run(pipe, trace, held, args.w_bits, args.out, origin), rows)
     if "steps" in args.parts:
