@@ -86,7 +86,7 @@ def front_share(result: SearchResult, worst: float) -> float:
 
 
 def at_equal_calls(search: Callable[[int], SearchResult], calls: int) -> tuple[int, SearchResult]:
-    """(beam, result): doubled from 4 until it makes `calls` transformer calls, or a wider one makes no more."""
+    """(beam, result): doubled from 4 until it makes `calls` calls, or a wider one makes no more."""
     beam, result = 4, search(4)
     while result.calls < calls and beam < WIDEST:
         wider = search(2 * beam)
