@@ -3,9 +3,10 @@
     python -m adatsq.measure --seconds 540
 
 For each model in data/models, one after the other: the benchmark, other libraries (those that are
-installed), the searches against controls, the ablation at 3 and 4 bits. The models run side by side, on one device. Each of these commands writes a row when it is
-measured and skips rows that are there; so this one can be ended at any time, by the clock or by hand, and
-goes on where it was when it is given again. Sizes, prompts and seeds are in the commands' own help.
+installed), the searches against controls, the ablation at 3 and 4 bits. The models run side by side, on one
+device. Each of these commands writes a row when it is measured and skips rows that are there; so this one can
+be ended at any time, by the clock or by hand, and goes on where it was when it is given again. Sizes, prompts
+and seeds are in the commands' own help.
 """
 
 import argparse
