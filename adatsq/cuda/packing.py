@@ -2,8 +2,8 @@
 
 A layer holds its b-bit codes as the b bit planes of `adatsq.packing`, the same bytes as in a saved file,
 padded to whole 32-bit words. Before its product they are unpacked into a buffer that all layers share: a
-linear of a diffusion transformer multiplies thousands of tokens, so that unpacking inside the product would be
-done again for every tile of tokens, and costs more there than the one pass here.
+linear of a diffusion transformer multiplies thousands of tokens, so that unpacking inside the product would
+be done again for every tile of tokens, and costs more there than the one pass here.
 
 In the buffer a code c is an int8, or the e4m3 number c * 2^-9. That is e4m3's smallest step, so that the byte
 of c >= 0 is the integer c itself (0 .. 16), with the sign bit set for -c: no conversion is needed, and the
