@@ -85,6 +85,10 @@ def _write(pipe: DiffusionPipeline, folder: Path) -> None:
 
     tensors, dtypes = {}, {}
     for name, tensor in transformer.state_dict().items():
+        if name.endswith(".planes"):  # packed already (`adatsq.accelerate`)
+            name = name.removesuffix(".planes")
+            tensors[f"{name}.codes"], dtypes[f"{name}.codes"] = layers[name].file_planes(), "int8"
+            continue
         layer = layers.get(name.removesuffix(".codes").removesuffix(".zero"))
         packed = layer is not None and layer.w_bits < 16
         tensors[name] = pack(tensor, layer.w_bits, layer.zero is None) if packed else narrow(tensor)
