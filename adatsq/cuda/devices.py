@@ -32,8 +32,10 @@ def abilities(device: torch.device) -> Abilities:
     device = torch.device(device)
     if device.type != "cuda":
         return Abilities(triton=False, e4m3=False)
-    nvidia = torch.version.hip is None
-    return Abilities(_triton_works(device), nvidia and torch.cuda.get_device_capability(device) == (9, 0))
+    # From CUDA 12.9 on, cuBLAS takes a scale per row and answers in any dtype.
+    cuda = tuple(int(part) for part in (torch.version.cuda or "0").split("."))
+    hopper = torch.version.hip is None and torch.cuda.get_device_capability(device) == (9, 0)
+    return Abilities(_triton_works(device), hopper and cuda >= (12, 9))
 
 
 def _triton_works(device: torch.device) -> bool:
