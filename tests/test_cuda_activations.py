@@ -52,7 +52,7 @@ def test_without_a_rotation_the_kernel_is_equal_to_the_bit(inputs, x_dtype, kern
     for bits, clip, dtype in [(4, 1.0, torch.float8_e4m3fn), (3, 0.5, torch.int8), (8, 0.97, torch.int8)]:
         for s in (None, smoothing):
             codes, scale = kernel(kernel_device, x, bits, clip, s, dtype=dtype)
-            expected, expected_scale = activations.quantize(x, bits, clip, smoothing=s)
+            expected, expected_scale = activations.quantize(x, bits, clip, smoothing=s, dtype=dtype)
             assert codes.dtype == dtype
             assert torch.equal(codes.float(), expected.float()) and torch.equal(scale, expected_scale)
 
@@ -108,3 +108,10 @@ def test_the_kernel_reports_what_is_not_finite(value, rotated, kernel_device):
     x[1, 200] = value
     kernel(kernel_device, x, 4, rotated=rotated, finite=finite)
     assert finite.item() == 0
+
+
+def test_e4m3_scales_make_up_for_the_unit_of_the_weights():
+    x = normal(3, 32)
+    codes, scale = activations.quantize(x, 4)
+    e4m3, per_unit = activations.quantize(x, 4, dtype=torch.float8_e4m3fn)
+    assert torch.equal(e4m3.float(), codes.float()) and torch.equal(per_unit, scale * 2**9)

@@ -148,24 +148,30 @@ def test_a_pipeline_that_is_not_quantized_is_refused(tiny_pipe):
 
 def test_a_pipeline_follows_the_same_policy_file(tiny_pipe, tiny_images, tmp_path, capsys):
     """Reference and packed pictures agree, with bits that change from step to step; so do those of a file."""
-    trace = adatsq.record(tiny_pipe, ["a red circle"], seed=0, **adatsq.sampling(tiny_pipe))
+    call = {**adatsq.sampling(tiny_pipe), "num_inference_steps": 2}
+    trace = adatsq.record(tiny_pipe, ["a red circle"], seed=0, **call)
     qpipe = adatsq.quantize(tiny_pipe, w_bits=4, a_bits=4, solver="rtn")
     bits = np.random.default_rng(0).choice(
         [3, 4, 8], (len(trace.timesteps), len(adatsq.Policy.of(trace, 4).layers))
     )
     adatsq.Policy.of(trace, bits).save(tmp_path / "policy.json")
     adatsq.apply(qpipe, adatsq.Policy.load(tmp_path / "policy.json"))
-    expected = tiny_images(qpipe)
+    expected = tiny_images(qpipe, **call)
 
     assert adatsq.accelerate(qpipe) is qpipe
     assert "no CUDA" in capsys.readouterr().out
     layers = [m for m in qpipe.transformer.modules() if isinstance(m, QuantLinear)]
     assert layers and all(isinstance(m, PackedLinear) for m in layers)
-    found = tiny_images(qpipe)
+    found = tiny_images(qpipe, **call)
     assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
 
     summary = adatsq.summary(qpipe)
-    adatsq.save(qpipe, tmp_path / "packed")
-    loaded = adatsq.load(tmp_path / "packed")
-    assert np.array_equal(tiny_images(loaded), expected)
+    adatsq.save(qpipe, tmp_path / "saved")
+    loaded = adatsq.load(tmp_path / "saved")
+    assert np.array_equal(tiny_images(loaded, **call), expected)
     assert adatsq.summary(loaded).equals(summary)
+    packed = adatsq.load(tmp_path / "saved", packed=True)
+    state = qpipe.transformer.state_dict()
+    assert state.keys() == packed.transformer.state_dict().keys()
+    assert all(torch.equal(t, state[name]) for name, t in packed.transformer.state_dict().items())
+    assert np.array_equal(tiny_images(packed, **call), found)

@@ -40,7 +40,7 @@ def test_e4m3_codes_in_scaled_mm(shape, bias, fast):
     x, w, s_x, s_w, b, expected = problem(shape, 4, 4, bias)
     x8, w8 = x.float().to(torch.float8_e4m3fn), (w.float() * packing.UNIT).to(torch.float8_e4m3fn)
     for dtype, tolerance in [(torch.float32, 2e-6), (torch.bfloat16, 2**-7)]:
-        y = products.multiply(x8, s_x, w8, s_w, b, dtype, fast)
+        y = products.multiply(x8, s_x / packing.UNIT, w8, s_w, b, dtype, fast)
         assert y.dtype == dtype
         torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=0.02 if bias else 1e-4)
 

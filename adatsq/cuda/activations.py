@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adatsq import integer
 from adatsq.cuda import devices
+from adatsq.cuda.packing import UNIT
 from adatsq.rotation import block_size, rotate, signs
 
 WIDEST = 32768  # inputs that the kernel holds in one program's registers
@@ -41,7 +42,8 @@ def quantize(
 ) -> tuple[Tensor, Tensor]:
     """x (tokens, in) -> codes (tokens, in) in `dtype`, and their scales (tokens, 1) in float32.
 
-    dtype: torch.int8, or torch.float8_e4m3fn for codes up to 16. finite: an int32 tensor of one element,
+    dtype: torch.int8, or torch.float8_e4m3fn for codes up to 16; the scales are then divided by UNIT, on
+    behalf of the weights that the codes will meet (`packing`). finite: an int32 tensor of one element,
     which becomes 0 if a token is NaN or infinite, and is left alone otherwise; nothing waits for it.
     """
     inputs = x.shape[1]
@@ -60,7 +62,8 @@ def quantize(
     scale = integer.absmax_scale(x, bits, clip=clip)
     if finite is not None:
         finite.logical_and_(torch.isfinite(scale).all())
-    return integer.round_to_grid(x.float(), scale, bits).to(dtype), scale
+    codes = integer.round_to_grid(x.float(), scale, bits).to(dtype)
+    return codes, scale / UNIT if dtype is torch.float8_e4m3fn else scale
 
 
 _tables: dict[tuple, Tensor] = {}

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from adatsq.cuda.packing import UNIT
 from adatsq.integer import qmax
 from adatsq.rotation import _factors, block_size
 
@@ -54,6 +55,7 @@ def _quantize_rows(
     largest_code,
     ratio,
     norm,
+    per_unit,
     INPUTS: tl.constexpr,
     SMOOTH: tl.constexpr,
     ROTATE: tl.constexpr,
@@ -87,7 +89,7 @@ def _quantize_rows(
             tl.store(finite, 0)
     scale = top.to(tl.float32, bitcast=True) * ratio
     scale = tl.where(scale == 0, 1.0, scale)
-    tl.store(scales + row, scale)
+    tl.store(scales + row, scale * per_unit)
     c = tl.minimum(tl.maximum(tl.div_rn(z, scale), -largest_code), largest_code)
     c = (c + 12582912.0) - 12582912.0  # 1.5 * 2^23, where floats are a whole 1 apart: rounds halves to even
     tl.store(codes + row * INPUTS + column, c.to(codes.dtype.element_ty), mask=inside)
@@ -122,6 +124,7 @@ def quantize_rows(
         float(qmax(bits)),
         clip / qmax(bits),
         (p * q) ** -0.5,
+        1 / UNIT if dtype is torch.float8_e4m3fn else 1.0,
         INPUTS=inputs,
         SMOOTH=smoothing is not None,
         ROTATE=signs is not None,

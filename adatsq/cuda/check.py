@@ -59,7 +59,7 @@ def sums(shapes: Sequence[Shape], device: torch.device) -> Iterator[Check]:
                 x8 = x.to(torch.float8_e4m3fn)
                 w8 = (w.float() * packing.UNIT).to(torch.float8_e4m3fn)
                 for fast, dtype in itertools.product((False, True), (torch.float32, torch.bfloat16)):
-                    y = products.multiply(x8, ones(x), w8, ones(w), None, dtype, fast)
+                    y = products.multiply(x8, ones(x) / packing.UNIT, w8, ones(w), None, dtype, fast)
                     off = float((y.double() - expected.to(dtype).double()).abs().max())
                     promised = exact.e4m3_is_exact(*largest, shape.inputs, promoted=not fast)
                     name = f"{'fast' if fast else 'slow'} {str(dtype)[6:]}"

@@ -24,8 +24,11 @@ class PackedLinear(QuantLinear):
     above all, it is the QuantLinear that it was made from.
     """
 
-    def __init__(self, linear: QuantLinear, fast_accumulation: bool = False):
-        """Of a QuantLinear with 2..8 weight bits; shares its other tensors. Raises ValueError for 16."""
+    def __init__(self, linear: QuantLinear, fast_accumulation: bool = False, planes: Tensor | None = None):
+        """Of a QuantLinear with 2..8 weight bits; shares its other tensors. Raises ValueError for 16.
+
+        planes: of a file (`file_planes`), so that codes, which may be on the meta device, need no packing.
+        """
         if linear.w_bits == 16:
             raise ValueError(f"layer {linear.name or '(unnamed)'} has 16-bit weights: nothing to pack")
         parts = ("codes", "scale", "bias", "zero", "smoothing", "down", "up")
@@ -45,7 +48,10 @@ class PackedLinear(QuantLinear):
             **{key: getattr(linear, key) for key in options},
         )
         self.fast_accumulation = fast_accumulation
-        planes = packing.pack(self.codes, self.w_bits, self.zero is None)
+        if planes is None:
+            planes = packing.pack(self.codes, self.w_bits, self.zero is None)
+        else:
+            planes = packing.padded(planes)
         del self.codes, self.finite
         self.register_buffer("planes", planes)
         with torch.inference_mode(False):  # written to later, in any mode
@@ -148,18 +154,19 @@ def packed_linear(
     e4m3 = product == "e4m3" and devices.abilities(x.device).e4m3
     dtype = torch.float8_e4m3fn if e4m3 else torch.int8
     rows = x.reshape(-1, inputs)
-    codes, s_x = activations.quantize(
-        rows,
-        a_bits,
-        activations.clip_ratio(clip, a_bits, inputs),
-        rotation,
-        smoothing,
-        seed,
-        dtype,
-        finite,
-    )
-    weight = packing.unpack(planes, shape, dtype, packing.shared_buffer(planes))
-    y = products.multiply(codes, s_x, weight, scale.float(), bias, x.dtype, fast_accumulation)
+    with torch.cuda.device_of(x):  # where Triton launches its kernels
+        codes, s_x = activations.quantize(
+            rows,
+            a_bits,
+            activations.clip_ratio(clip, a_bits, inputs),
+            rotation,
+            smoothing,
+            seed,
+            dtype,
+            finite,
+        )
+        weight = packing.unpack(planes, shape, dtype, packing.shared_buffer(planes))
+        y = products.multiply(codes, s_x, weight, scale.float(), bias, x.dtype, fast_accumulation)
     return y.view(*x.shape[:-1], outputs)
 
 

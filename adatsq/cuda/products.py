@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from adatsq.cuda import devices
-from adatsq.cuda.packing import UNIT
 
 ALIGNED = 16  # what _scaled_mm needs K and N to be multiples of
 
@@ -31,10 +30,11 @@ def multiply(
 ) -> Tensor:
     """y (tokens, out) in `dtype`. x (tokens, in), w (out, in): codes, both int8 or both float8_e4m3fn.
 
-    s_x (tokens, 1), s_w (out, 1): float32. e4m3 weights are stored times UNIT, activations as they are.
+    s_x (tokens, 1), s_w (out, 1): float32. e4m3 weights are stored times UNIT, activations as they are, and
+    s_x makes up for it.
     """
     if x.dtype is torch.float8_e4m3fn:
-        return _multiply_e4m3(x, s_x, w, s_w / UNIT, bias, dtype, fast_accumulation)
+        return _multiply_e4m3(x, s_x, w, s_w, bias, dtype, fast_accumulation)
     if devices.abilities(x.device).triton and len(x):
         from adatsq.cuda.products_kernel import multiply_int8
 
