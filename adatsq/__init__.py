@@ -7,6 +7,7 @@ Everything a notebook needs is imported from here; `adatsq.world` (the shapes wo
 """
 
 from adatsq.candidates import SHARES
+from adatsq.cuda.accelerate import accelerate
 from adatsq.fisher import Fisher, temporal_fisher
 from adatsq.io import load, save, size_report
 from adatsq.lagrangian import lagrangian_search, search_policies
@@ -26,6 +27,7 @@ __all__ = [
     "Policy",
     "SearchResult",
     "Trace",
+    "accelerate",
     "adatsq_weights",
     "apply",
     "beam_search",

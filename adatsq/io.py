@@ -26,10 +26,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from adatsq.cuda.linear import PackedLinear
 from adatsq.files import checksum, sha256
 from adatsq.linear import PARTS, QuantLinear, check_finite
 from adatsq.models import QUANTIZED_FILE, SAMPLING_FILE, sampling, without_bars
-from adatsq.packing import narrow, pack, unpack
+from adatsq.packing import check_planes, narrow, pack, unpack
 from adatsq.policy import Policy, apply
 
 FORMAT_VERSION = 2  # 1 had weights of codes and scales only, and is read as well
@@ -85,6 +86,10 @@ def _write(pipe: DiffusionPipeline, folder: Path) -> None:
 
     tensors, dtypes = {}, {}
     for name, tensor in transformer.state_dict().items():
+        if name.endswith(".planes"):  # packed already (`adatsq.accelerate`)
+            name = name.removesuffix(".planes")
+            tensors[f"{name}.codes"], dtypes[f"{name}.codes"] = layers[name].file_planes(), "int8"
+            continue
         layer = layers.get(name.removesuffix(".codes").removesuffix(".zero"))
         packed = layer is not None and layer.w_bits < 16
         tensors[name] = pack(tensor, layer.w_bits, layer.zero is None) if packed else narrow(tensor)
@@ -137,8 +142,12 @@ def _replace(partial: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load(folder: str | Path, device: str | torch.device | None = None) -> DiffusionPipeline:
+def load(
+    folder: str | Path, device: str | torch.device | None = None, packed: bool = False
+) -> DiffusionPipeline:
     """The pipeline that `save` wrote, its policy applied: the same images to the bit on the same device.
+
+    packed: weights stay packed, as `adatsq.accelerate` has them, and are at no time unpacked as a whole.
 
     Raises FileNotFoundError for a missing folder or file, ValueError for a truncated, edited or inconsistent
     one and for one of a newer format.
@@ -146,7 +155,7 @@ def load(folder: str | Path, device: str | torch.device | None = None) -> Diffus
     folder = Path(folder)
     manifest = _read_manifest(folder)
     try:
-        transformer = _load_transformer(folder, manifest)
+        transformer = _load_transformer(folder, manifest, packed)
         dtypes = {name: getattr(torch, dtype) for name, dtype in manifest["components"].items()}
         # its own class: only that knows which of its parts are optional, as Wan's transformer is
         kind = getattr(diffusers, manifest["pipeline"], DiffusionPipeline)
@@ -188,7 +197,7 @@ def _read_manifest(folder: Path) -> dict:
     return manifest
 
 
-def _load_transformer(folder: Path, manifest: dict) -> nn.Module:
+def _load_transformer(folder: Path, manifest: dict, packed: bool) -> nn.Module:
     library, name = json.loads((folder / "model_index.json").read_text())["transformer"]
     model = getattr(importlib.import_module(library), name)
     with init_empty_weights():
@@ -204,18 +213,32 @@ def _load_transformer(folder: Path, manifest: dict) -> nn.Module:
             )
         if layer["w_bits"] < 16:
             try:
-                codes = unpack(tensors[f"{name}.codes"], layer["w_bits"], tuple(layer["shape"]))
+                codes = tensors[f"{name}.codes"]
+                check_planes(codes, layer["w_bits"], tuple(layer["shape"]))
+                if not packed:
+                    codes = unpack(codes, layer["w_bits"], tuple(layer["shape"]))
                 if f"{name}.zero" in tensors:
                     zero = unpack(tensors[f"{name}.zero"], layer["w_bits"], tuple(layer["scale_shape"]))
                     tensors[f"{name}.zero"] = zero
             except ValueError as error:
                 raise ValueError(f"{folder} is damaged: layer {name}: {error}") from error
             tensors[f"{name}.codes"] = codes
+    planes = {}
+    if packed:
+        planes = {
+            name: tensors.pop(f"{name}.codes") for name, l in manifest["layers"].items() if l["w_bits"] < 16
+        }
     tensors = {name: t.to(getattr(torch, manifest["dtypes"][name])) for name, t in tensors.items()}
     for name, layer in manifest["layers"].items():
         parts = {part: tensors.get(f"{name}.{part}") for part in (*PARTS, "bias")}
         options = {key: layer[key] for key in ("w_bits", "a_bits", *OPTIONS) if key in layer}
-        transformer.set_submodule(name, QuantLinear(**parts, **options, name=name))
+        if name in planes:
+            parts["codes"] = torch.empty(layer["shape"], dtype=torch.int8, device="meta")
+        linear = QuantLinear(**parts, **options, name=name)
+        if name in planes:
+            linear = PackedLinear(linear, planes=planes[name])
+            tensors[f"{name}.planes"] = linear.planes
+        transformer.set_submodule(name, linear)
     transformer.load_state_dict(tensors, strict=True, assign=True)
     transformer.register_forward_hook(check_finite)
     return transformer.eval()

@@ -133,9 +133,10 @@ class QuantLinear(nn.Module):
 
     def raise_if_not_finite(self) -> None:
         if self.finite is not None and not self.finite:
-            raise FloatingPointError(
-                f"NaN or infinity in the activations of layer {self.name or '(unnamed)'}"
-            )
+            self.refuse()
+
+    def refuse(self) -> None:
+        raise FloatingPointError(f"NaN or infinity in the activations of layer {self.name or '(unnamed)'}")
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, w_bits={self.w_bits}, a_bits={self.a_bits}"
@@ -145,5 +146,7 @@ def check_finite(transformer: nn.Module, args: tuple, output: object) -> None:
     """Forward hook of a transformer: one look, and one wait for the device, at all its layers' flags."""
     layers = [m for m in transformer.modules() if isinstance(m, QuantLinear) and m.finite is not None]
     if layers and not torch.stack([layer.finite for layer in layers]).all():
-        for layer in layers:
-            layer.raise_if_not_finite()
+        wrong = [layer for layer in layers if not layer.finite]
+        for layer in wrong:  # the next call starts anew
+            layer.finite = torch.ones_like(layer.finite)
+        wrong[0].refuse()

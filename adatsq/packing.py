@@ -25,18 +25,24 @@ def pack(codes: Tensor, bits: int, symmetric: bool = True) -> Tensor:
 
 def unpack(planes: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
     """The int8 codes that `pack` was given. ValueError if the planes have another size than `shape` needs."""
+    check_planes(planes, bits, shape)
     n = torch.Size(shape).numel()
-    if planes.dtype != torch.uint8 or planes.shape != (bits, -(-n // 8)):
-        raise ValueError(
-            f"{n} codes of {bits} bits take uint8 planes ({bits}, {-(-n // 8)}), "
-            f"got {planes.dtype} {tuple(planes.shape)}"
-        )
     place = torch.arange(8, dtype=torch.uint8, device=planes.device)
     unsigned = torch.zeros(planes.shape[1], 8, dtype=torch.uint8, device=planes.device)
     for k in range(bits):
         unsigned |= (planes[k, :, None] >> place & 1) << k
     codes = unsigned.flatten()[:n].to(torch.int16) - qmax(bits)
     return codes.masked_fill(codes > qmax(bits), -qmax(bits) - 1).to(torch.int8).view(shape)
+
+
+def check_planes(planes: Tensor, bits: int, shape: tuple[int, ...]) -> None:
+    """ValueError if the planes have another size than codes of `shape` need."""
+    n = torch.Size(shape).numel()
+    if planes.dtype != torch.uint8 or planes.shape != (bits, -(-n // 8)):
+        raise ValueError(
+            f"{n} codes of {bits} bits take uint8 planes ({bits}, {-(-n // 8)}), "
+            f"got {planes.dtype} {tuple(planes.shape)}"
+        )
 
 
 def narrow(tensor: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def summary(pipe: DiffusionPipeline) -> pd.DataFrame:
             "a_bits": policy.average if policy and role == "act" else _mean(a_bits),
             "bytes": sum(_stored_bits(linear) for linear in linears) / 8,
         }
-    inside = {f"{layer.name}.{tensor}" for layer in layers for tensor in ("weight", *PARTS)}
+    inside = {f"{layer.name}.{tensor}" for layer in layers for tensor in ("weight", "planes", *PARTS)}
     kept = [narrow(tensor) for name, tensor in transformer.state_dict().items() if name not in inside]
     rows["kept"] = {"parameters": sum(t.numel() for t in kept), "bytes": sum(t.nbytes for t in kept)}
     table = pd.DataFrame(rows).T.rename_axis("part")
@@ -54,7 +54,11 @@ def _stored_bits(linear: nn.Module) -> int:
     if linear.w_bits == 16:
         return bits + 8 * narrow(linear.codes).nbytes
     zeros = 0 if linear.zero is None else linear.zero.numel()
-    return bits + (linear.codes.numel() + zeros) * linear.w_bits + linear.scale.numel() * SCALE_BITS
+    return (
+        bits
+        + (linear.out_features * linear.in_features + zeros) * linear.w_bits
+        + linear.scale.numel() * SCALE_BITS
+    )
 
 
 def _mean(values: list[int]) -> float:

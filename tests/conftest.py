@@ -7,13 +7,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never ask the network
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it once, when diffusers imports it
+
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from adatsq import models
 
-pytest_plugins = ["families"]  # fixtures of the other families
+pytest_plugins = ["families", "triton_device"]  # fixtures of the other families, and for Triton kernels
 
 SAMPLING = {
     "height": 32,

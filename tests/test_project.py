@@ -27,6 +27,7 @@ DISTRIBUTION = {
     "PIL": "pillow",
     "yaml": "pyyaml",
     "IPython": "ipykernel",
+    "triton": "torch",  # comes with its CUDA builds, and is imported only there
     "myst_nb": "jupyter-book",
     "tomli": "pytest",
     "traitlets": "ipywidgets",

@@ -1,0 +1,72 @@
+"""What a device can do for us, found out once: Triton kernels, exact FP8 products."""
+
+import importlib.util
+import warnings
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+
+class Abilities(NamedTuple):
+    """triton: kernels compile and run right. e4m3: FP8 tensor cores whose promoted sums `exact` describes."""
+
+    triton: bool
+    e4m3: bool
+
+    def products(self) -> str:
+        """What multiplies integers, in words."""
+        eight = "a Triton kernel on the int8 tensor cores" if self.triton else "torch._int_mm (int8)"
+        if self.e4m3:
+            return f"up to 4 bits: torch._scaled_mm (FP8 tensor cores, exact); up to 8 bits: {eight}"
+        return f"2 to 8 bits: {eight}"
+
+
+@cache
+def abilities(device: torch.device) -> Abilities:
+    """Of a device; the CPU has none of them.
+
+    FP8 products are used on Hopper only: other cards have FP8 tensor cores too, but what their accumulators
+    keep is another question, and their int8 tensor cores are exact by construction.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        return Abilities(triton=False, e4m3=False)
+    # From CUDA 12.9 on, cuBLAS takes a scale per row and answers in any dtype.
+    cuda = tuple(int(part) for part in (torch.version.cuda or "0").split("."))
+    hopper = torch.version.hip is None and torch.cuda.get_device_capability(device) == (9, 0)
+    return Abilities(_triton_works(device), hopper and cuda >= (12, 9))
+
+
+def _triton_works(device: torch.device) -> bool:
+    """Compile a small kernel, run it and look at the result; one warning if that fails."""
+    if importlib.util.find_spec("triton") is None:
+        warnings.warn("Triton is not installed: plain torch unpacks and rounds, slowly", stacklevel=2)
+        return False
+    try:
+        from adatsq import packing
+        from adatsq.cuda.unpack_kernel import unpack_words
+
+        codes = torch.arange(32, device=device).remainder(15).sub(7).to(torch.int8)
+        found = torch.empty(32, dtype=torch.uint8, device=device)
+        unpack_words(packing.pack(codes, 4), found, False)
+        if torch.equal(found.view(torch.int8), codes):
+            return True
+        reason = "a trial kernel computed something else"
+    except Exception as error:  # a missing C compiler, an unknown card: Triton raises all kinds
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    warnings.warn(
+        f"Triton does not work on {device} ({reason}): plain torch unpacks and rounds, slowly", stacklevel=2
+    )
+    return False
+
+
+def note(device: torch.device) -> str:
+    """One line for a reader: what runs on this device, and why."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return f"{device}: no CUDA, the reference in plain torch"
+    major, minor = torch.cuda.get_device_capability(device)
+    found = abilities(device)
+    kernels = "Triton kernels" if found.triton else "plain torch (no working Triton)"
+    return f"{torch.cuda.get_device_name(device)} (sm_{major}{minor}): {kernels}; {found.products()}"

@@ -1,0 +1,66 @@
+"""When a product of integers on the FP8 tensor cores is the integer product, to the last bit.
+
+    y[m, n] = sum_k x[m, k] w[n, k],    |x| <= X,  |w| <= W,  k = 1 .. K
+
+Four things must hold.
+
+1. Each operand is a number of float8 e4m3. It has four significant bits, so that the integers up to 16 are
+   there without a gap, and 17 is the first that is not: X, W <= 16.
+2. A product of two such numbers is not rounded: at most 16 * 16 = 2^8, eight significant bits.
+3. Sums inside the tensor core. Hopper adds products in an accumulator with 13 bits after the leading one
+   (e8m13, found by experiment and described by PyTorch's and DeepSeek's engineers, not in NVIDIA's papers):
+   all addends are aligned to the largest, 2^e say, and what lies below 2^(e-13) is cut off. While every
+   partial sum is below 2^14 in size, e is at most 13, and what is cut off lies below 1: nothing, of integers.
+   We ask for 2^13, half of what that arithmetic allows, because it is not a documented promise.
+4. Sums outside. With `use_fast_accum=False` the accumulator is added to a float32 register at least every 128
+   values of k, and starts anew. The float32 sums are exact up to 2^24.
+
+So the product is exact if X, W <= 16 and
+
+    promoted:   128 X W <= 2^13  and  K X W <= 2^24
+    fast:         K X W <= 2^13
+
+4 and 4 bits (X = W = 7): 128 * 49 = 6272, exact for K up to 342,392 when promoted. Fast mode is exact up to
+K = 167, which no layer has: random inputs pass there, because their sums stay small, but one-sided ones, all
+7, do not. 8-bit activations (X = 127) are outside, and go to the int8 tensor cores, whose int32 sums are
+exact for K < 2^31 / (127 * 127) = 133,144.
+"""
+
+from adatsq.integer import qmax
+
+E4M3_INTEGERS = 16
+ACCUMULATOR = 2**13
+PROMOTION = 128
+FLOAT32 = 2**24
+INT32 = 2**31
+
+
+def e4m3_is_exact(largest_x: int, largest_w: int, inputs: int, promoted: bool = True) -> bool:
+    """Whether sums of `inputs` products of integers up to largest_x and largest_w come out exactly in e4m3.
+
+    promoted: `use_fast_accum=False`. False means that it is not guaranteed, not that it is wrong.
+    """
+    if max(largest_x, largest_w) > E4M3_INTEGERS:
+        return False
+    largest = largest_x * largest_w
+    if promoted:
+        return min(PROMOTION, inputs) * largest <= ACCUMULATOR and inputs * largest <= FLOAT32
+    return inputs * largest <= ACCUMULATOR
+
+
+def int8_is_exact(largest_x: int, largest_w: int, inputs: int) -> bool:
+    """Whether the sums of the products fit int32."""
+    return max(largest_x, largest_w) <= 127 and inputs * largest_x * largest_w < INT32
+
+
+def product_of(w_bits: int, a_bits: int, inputs: int) -> str:
+    """ "e4m3", "int8" or "float": the fastest product that is exact for symmetric integers of these bits.
+
+    "float": none is, or there are no integers to multiply (16 bits).
+    """
+    if 16 in (w_bits, a_bits):
+        return "float"
+    largest_x, largest_w = qmax(a_bits), qmax(w_bits)
+    if e4m3_is_exact(largest_x, largest_w, inputs):
+        return "e4m3"
+    return "int8" if int8_is_exact(largest_x, largest_w, inputs) else "float"

@@ -1,0 +1,187 @@
+"""`PackedLinear`: a `QuantLinear` that holds packed bytes and multiplies integers.
+
+All of it is one operator of torch, `adatsq::packed_linear`, which torch.compile takes as it is: a block has
+no graph break, and one graph serves all bits. The bits are a number on the CPU, a tensor of the graph and not
+a constant in it, so that a policy's assignment is one store; the operator reads it without asking the GPU,
+and chooses among kernels that have been compiled once each.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from adatsq import packing as files
+from adatsq.cuda import activations, devices, packing, products
+from adatsq.cuda.exact import product_of
+from adatsq.linear import QuantLinear
+
+
+class PackedLinear(QuantLinear):
+    """y of a `QuantLinear`, from `planes` instead of `codes`.
+
+    planes: uint8 (w_bits, 4 * ceil(out * in / 32)), `packing.pack`; on a CUDA device the product is exact in
+    integers where the layer allows it (`integers`); elsewhere in plain torch. In all else, a policy's a_bits
+    above all, it is the QuantLinear that it was made from.
+    """
+
+    def __init__(self, linear: QuantLinear, fast_accumulation: bool = False, planes: Tensor | None = None):
+        """Of a QuantLinear with 2..8 weight bits; shares its other tensors. Raises ValueError for 16.
+
+        planes: of a file (`file_planes`), so that codes, which may be on the meta device, need no packing.
+        """
+        if linear.w_bits == 16:
+            raise ValueError(f"layer {linear.name or '(unnamed)'} has 16-bit weights: nothing to pack")
+        parts = ("codes", "scale", "bias", "zero", "smoothing", "down", "up")
+        options = (
+            "w_bits",
+            "a_bits",
+            "rotation",
+            "a_clip",
+            "name",
+            "a_group_size",
+            "a_asymmetric",
+            "shift",
+            "seed",
+        )
+        super().__init__(
+            **{part: getattr(linear, part) for part in parts},
+            **{key: getattr(linear, key) for key in options},
+        )
+        self.fast_accumulation = fast_accumulation
+        if planes is None:
+            planes = packing.pack(self.codes, self.w_bits, self.zero is None)
+        else:
+            planes = packing.padded(planes)
+        del self.codes, self.finite
+        self.register_buffer("planes", planes)
+        with torch.inference_mode(False):  # written to later, in any mode
+            finite = torch.ones((), dtype=torch.int32, device=planes.device)
+        self.register_buffer("finite", finite, persistent=False)
+
+    @property
+    def a_bits(self) -> int:
+        """Activation bits: 2..8, or 16."""
+        return int(self._bits)
+
+    @a_bits.setter
+    def a_bits(self, bits: int) -> None:
+        if "_bits" not in self.__dict__:
+            with torch.inference_mode(False):
+                self._bits = torch.zeros((), dtype=torch.int64, device="cpu")
+        self._bits.fill_(bits)
+
+    @property
+    def integers(self) -> bool:
+        """Whether the sum over inputs is one of integers: one scale per output, and one per token."""
+        one_scale = self.scale.shape[1] == 1 and self.a_group_size is None
+        return one_scale and self.zero is None and not self.a_asymmetric and not self.shift
+
+    def file_planes(self) -> Tensor:
+        """The planes as a saved file has them (`adatsq.packing.pack`)."""
+        return packing.trimmed(self.planes, (self.out_features, self.in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out), in x's dtype. NaN and infinity are found at the end of the transformer's
+        call (`check_finite`)."""
+        y = packed_linear(
+            x,
+            self.planes,
+            self.scale,
+            self.bias,
+            self.zero,
+            self.smoothing,
+            self._bits,
+            self.finite,
+            self.out_features,
+            self.rotation,
+            -1.0 if self.a_clip is True else float(self.a_clip or 1.0),
+            self.a_group_size,
+            self.a_asymmetric,
+            self.shift,
+            self.seed,
+            self.integers,
+            self.fast_accumulation,
+        )
+        if self.down is None:
+            return y
+        z = x if self.smoothing is None else (x.float() / self.smoothing.float()).to(x.dtype)
+        return y + F.linear(F.linear(z, self.down.to(x.dtype)), self.up.to(x.dtype))
+
+
+@torch.library.custom_op("adatsq::packed_linear", mutates_args={"finite"})
+def packed_linear(
+    x: Tensor,
+    planes: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    zero: Tensor | None,
+    smoothing: Tensor | None,
+    bits: Tensor,
+    finite: Tensor,
+    outputs: int,
+    rotation: bool,
+    a_clip: float,
+    a_group_size: int | None,
+    a_asymmetric: bool,
+    shift: float,
+    seed: int | None,
+    integers: bool,
+    fast_accumulation: bool,
+) -> Tensor:
+    """What `PackedLinear` computes, without its low-rank branch. bits: on the CPU. a_clip: -1 for True.
+    finite becomes 0 if x is not."""
+    a_bits, w_bits, inputs = int(bits), len(planes), x.shape[-1]
+    clip = a_clip if a_clip >= 0 else True
+    shape = (outputs, inputs)
+    product = product_of(w_bits, a_bits, inputs) if integers else "float"
+    if product == "float":
+        linear = QuantLinear(
+            files.unpack(packing.trimmed(planes, shape), w_bits, shape),
+            scale,
+            bias,
+            w_bits,
+            a_bits,
+            rotation,
+            clip,
+            zero=zero,
+            smoothing=smoothing,
+            a_group_size=a_group_size,
+            a_asymmetric=a_asymmetric,
+            shift=shift,
+            seed=seed,
+        )
+        return _noting(linear, x, finite)
+    e4m3 = product == "e4m3" and devices.abilities(x.device).e4m3
+    dtype = torch.float8_e4m3fn if e4m3 else torch.int8
+    rows = x.reshape(-1, inputs)
+    with torch.cuda.device_of(x):  # where Triton launches its kernels
+        codes, s_x = activations.quantize(
+            rows,
+            a_bits,
+            activations.clip_ratio(clip, a_bits, inputs),
+            rotation,
+            smoothing,
+            seed,
+            dtype,
+            finite,
+        )
+        weight = packing.unpack(planes, shape, dtype, packing.shared_buffer(planes))
+        y = products.multiply(codes, s_x, weight, scale.float(), bias, x.dtype, fast_accumulation)
+    return y.view(*x.shape[:-1], outputs)
+
+
+@packed_linear.register_fake
+def _(x: Tensor, planes: Tensor, *others) -> Tensor:
+    outputs = others[6]
+    return x.new_empty(*x.shape[:-1], outputs)
+
+
+def _noting(linear: QuantLinear, x: Tensor, finite: Tensor) -> Tensor:
+    """linear(x); what is not finite is noted in `finite`, and raised by `check_finite`, on the CPU too."""
+    try:
+        y = linear(x)
+    except FloatingPointError:
+        finite.zero_()
+        return x.new_full((*x.shape[:-1], linear.out_features), torch.nan)
+    finite.logical_and_(linear.finite)
+    return y

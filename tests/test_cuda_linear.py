@@ -1,0 +1,179 @@
+"""PackedLinear against the QuantLinear it was made from, under torch.compile, and in a whole pipeline."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import adatsq
+from adatsq.cuda.linear import PackedLinear, packed_linear
+from adatsq.linear import QuantLinear
+from adatsq.scheme import Scheme, quantized
+
+
+def layer(scheme, inputs=64, outputs=48, bias=True, smoothing=None, name="blocks.0.proj"):
+    torch.manual_seed(0)
+    linear = nn.Linear(inputs, outputs, bias=bias).requires_grad_(False)
+    with torch.no_grad():
+        return quantized(linear, scheme, smoothing=smoothing, name=name, iterate=False)
+
+
+SCHEMES = {
+    "plain": Scheme(4, 4),
+    "rotated, 3 bits": Scheme(3, 3, rotation=True, clip="mse", a_clip=True),
+    "2 bits": Scheme(2, 4, rotation=True),
+    "8 bits": Scheme(8, 8, seed=1, rotation=True, a_clip=0.9),
+    "weights only, in groups": Scheme(4, 16, group_size=16),
+    "groups": Scheme(4, 4, group_size=16, a_group_size=16),
+    "asymmetric": Scheme(4, 4, asymmetric=True),
+    "unsigned": Scheme(4, 4, shift=0.17),
+    "low rank": Scheme(4, 4, rank=4),
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_it_computes_what_the_quant_linear_does(scheme, bias):
+    smoothing = None if scheme.asymmetric else (torch.rand(64) + 0.5).bfloat16().float()
+    reference = layer(scheme, bias=bias, smoothing=smoothing)
+    packed = PackedLinear(reference)
+    x = torch.randn(2, 5, 64)
+    for bits in (scheme.a_bits, 8, 3, 16):
+        reference.a_bits = packed.a_bits = bits
+        assert packed.a_bits == bits
+        torch.testing.assert_close(packed(x), reference(x), rtol=1e-5, atol=2e-6)
+    assert not any("codes" in name for name, _ in packed.named_buffers())
+    short = copy.deepcopy(packed).to(torch.bfloat16)(x.bfloat16())
+    assert short.dtype == torch.bfloat16
+    torch.testing.assert_close(short.float(), packed(x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (33, 3), (100, 36)])
+def test_odd_sizes(shape):
+    reference = layer(Scheme(3, 3, rotation=True), *shape)
+    x = torch.randn(4, shape[0])
+    torch.testing.assert_close(PackedLinear(reference)(x), reference(x), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(("w_bits", "bits"), [(2, 2), (3, 3), (4, 4), (8, 8)])
+def test_it_holds_so_many_bits(w_bits, bits):
+    packed = PackedLinear(layer(Scheme(w_bits, 4), 64, 64))
+    assert packed.planes.nbytes * 8 == 64 * 64 * bits
+    held = sum(b.nbytes for b in packed.buffers())
+    assert held == packed.planes.nbytes + 4 * 64 + 4 * 64 + 4  # float32 scales, bias, the flag
+
+
+def test_16_bit_weights_are_not_packed():
+    with pytest.raises(ValueError, match="layer blocks.0.proj has 16-bit weights"):
+        PackedLinear(layer(Scheme(16, 4)))
+
+
+def test_state_dict_and_copies():
+    packed, other = PackedLinear(layer(Scheme(4, 4))), PackedLinear(layer(Scheme(4, 4), name="other"))
+    other.planes.zero_()
+    other.load_state_dict(packed.state_dict())
+    x = torch.randn(3, 64)
+    assert torch.equal(other(x), packed(x))
+    twin = copy.deepcopy(packed)
+    twin.a_bits = 8
+    assert packed.a_bits == 4 and twin.a_bits == 8
+
+
+def test_bfloat16_modules_keep_their_scales():
+    """The scales fit 16 bits: `pipe.to(torch.bfloat16)` changes nothing."""
+    packed = PackedLinear(layer(Scheme(4, 4), bias=False))
+    x = torch.randn(3, 64).bfloat16()
+    before = packed(x)
+    assert torch.equal(packed.to(torch.bfloat16)(x), before)
+
+
+class Block(nn.Module):
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.up = PackedLinear(layer(Scheme(4, 4, rotation=True, a_clip=True), 64, 128, name=f"{seed}.up"))
+        self.down = PackedLinear(layer(Scheme(4, 8), 128, 64, name=f"{seed}.down"))
+        self.adaln = PackedLinear(layer(Scheme(4, 16, group_size=16), 64, 64, name=f"{seed}.adaln"))
+
+    def forward(self, x):
+        return x + self.down(nn.functional.gelu(self.up(x))) * self.adaln(x[:, :1])
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.gpu)])
+def test_one_graph_for_all_blocks_and_bits(backend):
+    """No graph break, and no new graph for another block or other bits, which a policy changes each step."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend(backend)
+    if backend == "inductor" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device: on the CPU it takes 20 s, and differs in no way that matters here")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    blocks = [Block(seed).to(device) for seed in range(3)]
+    plain = [copy.deepcopy(block) for block in blocks]
+    for block in blocks:
+        block.compile(backend=counter, fullgraph=True)  # as compile_repeated_blocks does
+    with torch.no_grad():
+        for bits in (4, 3, 8, 5, 2, 4):
+            x = torch.randn(2, 5, 64, device=device)
+            for block, twin in zip(blocks, plain):
+                block.up.a_bits = twin.up.a_bits = bits
+                torch.testing.assert_close(block(x), twin(x))
+    assert counter.frame_count == 1
+
+
+def test_the_operator_is_registered_right():
+    packed = PackedLinear(layer(Scheme(4, 4)))
+    arguments = [torch.randn(3, 64), packed.planes, packed.scale, packed.bias, None, None, packed._bits]
+    arguments += [packed.finite, 48, False, 1.0, None, False, 0.0, None, True, False]
+    torch.library.opcheck(packed_linear, arguments)
+
+
+def test_nan_is_found_at_the_end_of_the_call_and_forgotten(tiny_pipe):
+    qpipe = adatsq.accelerate(adatsq.quantize(tiny_pipe, solver="rtn", w_bits=4), verbose=False)
+    broken = qpipe.transformer.get_submodule("transformer_blocks.1.attn.to_q")
+    bias, broken.bias = broken.bias, broken.bias * torch.nan
+    call = {**adatsq.sampling(qpipe), "num_inference_steps": 1}
+    with pytest.raises(FloatingPointError, match="transformer_blocks.1.attn.to_out"):
+        qpipe("a red circle", **call)
+    broken.bias = bias
+    qpipe("a red circle", **call)
+
+
+def test_a_pipeline_that_is_not_quantized_is_refused(tiny_pipe):
+    with pytest.raises(ValueError, match="not quantized: call adatsq.quantize"):
+        adatsq.accelerate(tiny_pipe)
+
+
+def test_a_pipeline_follows_the_same_policy_file(tiny_pipe, tiny_images, tmp_path, capsys):
+    """Reference and packed pictures agree, with bits that change from step to step; so do those of a file."""
+    call = {**adatsq.sampling(tiny_pipe), "num_inference_steps": 2}
+    trace = adatsq.record(tiny_pipe, ["a red circle"], seed=0, **call)
+    qpipe = adatsq.quantize(tiny_pipe, w_bits=4, a_bits=4, solver="rtn")
+    bits = np.random.default_rng(0).choice(
+        [3, 4, 8], (len(trace.timesteps), len(adatsq.Policy.of(trace, 4).layers))
+    )
+    adatsq.Policy.of(trace, bits).save(tmp_path / "policy.json")
+    adatsq.apply(qpipe, adatsq.Policy.load(tmp_path / "policy.json"))
+    expected = tiny_images(qpipe, **call)
+    state = {name: t.clone() for name, t in qpipe.transformer.state_dict().items()}
+
+    assert adatsq.accelerate(qpipe) is qpipe
+    assert "no CUDA" in capsys.readouterr().out
+    layers = [m for m in qpipe.transformer.modules() if isinstance(m, QuantLinear)]
+    assert layers and all(isinstance(m, PackedLinear) for m in layers)
+    found = tiny_images(qpipe, **call)
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+
+    summary = adatsq.summary(qpipe)
+    adatsq.save(qpipe, tmp_path / "saved")
+    loaded = adatsq.load(tmp_path / "saved")
+    assert state.keys() == loaded.transformer.state_dict().keys()
+    assert all(torch.equal(t, state[name]) for name, t in loaded.transformer.state_dict().items())
+    assert adatsq.summary(loaded).equals(summary)
+    packed = adatsq.load(tmp_path / "saved", packed=True)
+    state = qpipe.transformer.state_dict()
+    assert state.keys() == packed.transformer.state_dict().keys()
+    assert all(torch.equal(t, state[name]) for name, t in packed.transformer.state_dict().items())
+    assert np.array_equal(tiny_images(packed, **call), found)
