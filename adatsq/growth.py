@@ -36,8 +36,9 @@ def reasons(result: SearchResult, options: Options, budget: float | None = None)
         near = reachable(t, rows.average_bits.to_numpy())
         found[rows.index[~near]] = UNREACHABLE
         inside = rows[near]
-        beaten = ~non_dominated(inside[["average_bits", "error"]].to_numpy())
-        found[inside.index[beaten]] = DOMINATED
+        if near.any():
+            beaten = ~non_dominated(inside[["average_bits", "error"]].to_numpy())
+            found[inside.index[beaten]] = DOMINATED
     wrong = tried.kept & (found != FAR)
     if wrong.any():
         row = tried[wrong].iloc[0]
