@@ -37,10 +37,12 @@ def weighted(fisher: Fisher, layer: str, per_step: Sequence[Tensor], tau: float)
     """
     if len(per_step) != len(fisher.timesteps):
         raise ValueError(f"{len(per_step)} Hessians for {len(fisher.timesteps)} timesteps: give one each")
-    found = torch.stack([hessian.detach().double().cpu() for hessian in per_step])
-    found = found * found.shape[-1] / found.diagonal(dim1=1, dim2=2).sum(1).mean()
     alpha = fisher.alpha(tau)[layer].to_numpy()
-    return alpha, torch.einsum("t,tij->ij", torch.tensor(alpha), found)
+    scale = len(per_step[0]) / np.mean([hessian.trace().item() for hessian in per_step])
+    found = torch.zeros_like(per_step[0], dtype=torch.float64, device="cpu")
+    for share, hessian in zip(alpha, per_step):
+        found.add_(hessian.cpu(), alpha=share * scale)
+    return alpha, found
 
 
 def turning(

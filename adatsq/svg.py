@@ -79,7 +79,8 @@ def ticks(ends: tuple[float, float], log: bool = False, whole: bool = False) -> 
     if log:
         first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
         powers = [10.0**i for i in range(first, last + 1, max(1, (last - first) // 4))]
-        return powers if len(powers) > 1 else np.geomspace(low, high, 4)[1:-1].tolist()
+        if len(powers) > 1:
+            return powers
     values = MaxNLocator(5, integer=whole).tick_values(low, high).tolist()
     return [value for value in values if low <= value <= high and not (whole and value % 1)]
 
