@@ -150,7 +150,7 @@ function render({ model, el }) {
     if (painted) {
       const [mine, theirs] = [painted, choice.bits].map((rows) => predictedError(data, weights, rows)), { agreement } = weights;
       note = mine === null ? "Your policy. No errors of single roundings are stored for this model, so nothing is predicted."
-        : `Your policy. Predicted error of its activations: ${(mine / theirs).toFixed(2)} × the stored policy's, to first order, ` +
+        : `Your policy. Predicted error of its activations: ${(mine / theirs).toFixed(3)} × the stored policy's, to first order, ` +
           `each rounding as if it were alone. ` + (agreement ? `How far to trust this: its rank correlation with the measured error is ` +
           `${agreement.rank_correlation.toFixed(2)} over the ${agreement.policies} policies stored for these weights.` : "");
     }

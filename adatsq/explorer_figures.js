@@ -11,9 +11,13 @@ function svg(tag, attributes, parent, text) {
   return element;
 }
 
-const shortName = (layer) =>
-  layer.replace("single_transformer_blocks.", "single ").replace("transformer_blocks.", "double ").replace(".", " ");
-const blockOf = (layer) => shortName(layer).split(" ").slice(0, 2).join(" ");
+// "layers.0.attention.to_q" is in block "layers 0"; Flux's blocks have names of their own.
+const BLOCKS = { transformer_blocks: "double", single_transformer_blocks: "single", noise_refiner: "noise", context_refiner: "context" };
+function blockOf(layer) {
+  const [list, number] = layer.split(".");
+  return `${BLOCKS[list] || list} ${number}`;
+}
+const shortName = (layer) => `${blockOf(layer)} ${layer.split(".").slice(2).join(".")}`;
 
 function inside(s, event) {
   return new DOMPoint(event.clientX, event.clientY).matrixTransform(s.getScreenCTM().inverse());

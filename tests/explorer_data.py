@@ -12,7 +12,7 @@ from adatsq.sweep import coded
 LAYERS = [
     ["transformer_blocks.0.attn.to_q", 8, 8, 16],
     ["transformer_blocks.0.ff", 8, 32, 16],
-    ["single_transformer_blocks.0.proj_out", 40, 8, 20],
+    ["context_refiner.0.attention.to_q", 40, 8, 20],
 ]
 STEPS = [1.0, 0.7, 0.00004, 3e-7]  # some that Python and JavaScript write differently
 

@@ -45,9 +45,8 @@ def opened(browser, tmp_path):
     """opened(**context) -> the page of made-up data; it must not complain nor ask the network."""
     file, complaints, contexts = tmp_path / "page.html", [], []
     head = '<!doctype html><meta charset=utf-8><meta name=viewport content="width=device-width">'
-    file.write_text(
-        f"{head}<style>:root {{ color-scheme: light dark }}</style>{BitBudgetExplorer(MODELS).to_html()}"
-    )
+    head += "<style>:root { color-scheme: light dark }</style>"
+    file.write_text(head + BitBudgetExplorer(MODELS).to_html())
 
     def one(**context):
         contexts.append(browser.new_context(**context))
@@ -127,7 +126,7 @@ def test_what_is_not_stored_is_not_offered(page):
     page.locator("[name=method]").select_option("1")
     assert page.locator("[name=beam] option").all_inner_texts() == ["no beam"]
     assert page.locator("[name=budget]").get_attribute("max") == "1"
-    assert page.locator("form.live").is_hidden()  # nothing here to run it
+    assert page.locator("form.live").is_hidden()
 
 
 def test_the_frontier_is_dragged_and_moved_by_keys(page):
@@ -174,9 +173,10 @@ def test_the_heat_map_is_read_by_keyboard_and_pointer(page):
         assert said.endswith(f"rank {rank} of 3 at this step.")
 
     says(0, 0, "double 0 attn.to_q")
+    assert page.locator(f"{HEAT_MAP} text").all_text_contents()[:2] == ["double 0", "context 0"]
     for key in ("ArrowRight", "ArrowDown", "ArrowLeft", "ArrowRight", "ArrowDown", "ArrowDown"):
         page.locator(HEAT_MAP).press(key)
-    says(1, 2, "single 0 proj_out")  # the edge holds
+    says(1, 2, "context 0 attention.to_q")  # the edge holds
     page.mouse.move(*cell(page, 3, 1))
     says(3, 1, "double 0 ff")
 
@@ -226,7 +226,7 @@ def test_painting_and_the_downloaded_policy(page, tmp_path):
     predict = predictions(data, data["weights"][0])
     ratio = predict(["".join(map(str, row)) for row in bits]) / predict(stored["bits"])
     note = value(page, "note")
-    assert f"{ratio:.2f} × the stored" in note and "0.75 over the 5 policies" in note
+    assert f"{ratio:.3f} × the stored" in note and "0.75 over the 5 policies" in note
     assert page.locator(f"{FRONT} [data-painted]").count() == 1
     page.locator("[data-do=reset]").click()
     expect(page, 0, 1)
