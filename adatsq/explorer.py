@@ -1,85 +1,115 @@
 """The bit-budget explorer: a widget in JupyterLab, and the same figure in a page that has no kernel.
 
-Both run one ES module, explorer.js. In Lab it is an anywidget. For a page, its mime bundle also holds
-text/html: the module, the data, and a few lines that stand in for the kernel's model.
+Both run one ES module, joined from three files. In Lab it is an anywidget. For a page, its mime bundle also
+holds text/html: the module, the data (gzip in base64), and a few lines that stand in for the kernel's model.
 """
 
+import base64
+import gzip
 import html
 import json
 import math
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anywidget
+import numpy as np
+import pandas as pd
 import traitlets
 from matplotlib.colors import to_hex
+from scipy.stats import spearmanr
 
 from adatsq.plots import BIT_COLORS
+from adatsq.policy import Policy
 from adatsq.sweep import FORMAT_VERSION
 
-MODULE = Path(__file__).with_name("explorer.js").read_text(encoding="utf-8")
+PARTS = ("explorer_policy.js", "explorer_figures.js", "explorer.js")
+MODULE = "\n".join(Path(__file__).with_name(part).read_text(encoding="utf-8") for part in PARTS)
 
 # What a page has instead of the kernel's model.
 STAND_IN = """
-const state = JSON.parse(document.getElementById("ID-state").textContent), listeners = {};
+const packed = Uint8Array.from(atob(document.getElementById("ID-state").textContent), (c) => c.charCodeAt(0));
+const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+const state = await new Response(unpacked).json();
 const model = {
   get: (name) => state[name],
-  set: (name, value) => {
-    if (state[name] === value) return;
-    state[name] = value;
-    (listeners[name] || []).forEach((listener) => listener());
-  },
+  set: (name, value) => { state[name] = value; },
   save_changes: () => {},
-  on: (event, listener) => (listeners[event.replace("change:", "")] ??= []).push(listener),
+  on: () => {},
 };
 const source = new Blob([document.getElementById("ID-module").textContent], { type: "text/javascript" });
 const el = document.getElementById("ID");
-import(URL.createObjectURL(source)).then((module) => module.default.render({ model, el }));
+const module = await import(URL.createObjectURL(source));
+el.replaceChildren();
+module.default.render({ model, el });
 """
 
-# (w_bits, tau, budget, prompt) -> data in the form of the sweep's, for this one point
-Live = Callable[[int, float, float, str], dict]
+# What the benchmark calls what it did at (method, tau), with beam 4.
+ROWS = {
+    ("ladder", 1.0): "adatsq+ladder",
+    ("paper", 1.0): "adatsq",
+    ("paper", None): "hadamard+gptq+search",
+    ("uniform", 1.0): "adatsq-weights",
+    ("uniform", None): "hadamard+gptq",
+}
+# (data of a model, its setting, request) -> the picture and its numbers; see `adatsq.live`
+Live = Callable[[dict, dict, dict], dict]
 
 
 class BitBudgetExplorer(anywidget.AnyWidget):
-    """data: what `adatsq.sweep` wrote. budget, tau, w_bits, prompt: positions in the lists of `data`.
+    """data: what `load_data` gives, of one model or several. model, setting, budget, prompt: positions in the
+    lists of `data`, its settings, their choices, its prompts. painted: a policy of the reader's own, a string
+    per step with a digit per layer; empty for the stored one.
 
-    live: with a kernel, a function that computes one more point; the widget then has a button for it.
+    live: with a kernel, a function that runs the policy shown; the widget then has a button for it.
+    ValueError for a position that is not there.
     """
 
     _esm = MODULE
-    data = traitlets.Dict().tag(sync=True)
+    data = traitlets.List().tag(sync=True)
     colors = traitlets.Dict().tag(sync=True)
+    model = traitlets.Int(0, min=0).tag(sync=True)
+    setting = traitlets.Int(0, min=0).tag(sync=True)
     budget = traitlets.Int(0, min=0).tag(sync=True)
-    tau = traitlets.Int(0, min=0).tag(sync=True)
-    w_bits = traitlets.Int(0, min=0).tag(sync=True)
     prompt = traitlets.Int(0, min=0).tag(sync=True)
+    painted = traitlets.List(traitlets.Unicode()).tag(sync=True)
     can_run = traitlets.Bool(False).tag(sync=True)
     request = traitlets.Dict().tag(sync=True)
     status = traitlets.Unicode().tag(sync=True)
     live = traitlets.Dict(default_value=None, allow_none=True).tag(sync=True)
 
-    def __init__(self, data: dict, live: Live | None = None, **positions: int) -> None:
+    def __init__(self, data: dict | Sequence[dict], live: Live | None = None, **positions: int) -> None:
         self._live = live
         colors = {str(bits): to_hex(color) for bits, color in BIT_COLORS.items()}
+        data = [data] if isinstance(data, dict) else list(data)
         super().__init__(data=data, colors=colors, can_run=live is not None, **positions)
+        try:
+            self.choice, self.shown["prompts"][self.prompt]
+        except IndexError:
+            raise ValueError(f"no such point in the stored data: {positions}") from None
         self.observe(self._run, "request")
+
+    @property
+    def shown(self) -> dict:
+        """The data of the model that is shown."""
+        return self.data[self.model]
 
     @property
     def choice(self) -> dict:
         """What the stored data holds for the present positions: average_bits, error, psnr, bits, images."""
-        wanted = self.data["w_bits"][self.w_bits], self.data["taus"][self.tau]
-        setting = next(s for s in self.data["settings"] if (s["w_bits"], s["tau"]) == wanted)
-        return setting["choices"][self.budget]
+        return self.shown["settings"][self.setting]["choices"][self.budget]
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in the heat map: the reader's own, or the stored one."""
+        return policy_of(self.shown, self.painted or self.choice["bits"])
 
     def _run(self, change: dict) -> None:
-        """Compute the point that the page asked for; whatever goes wrong is told there."""
-        tau, text = self.data["taus"][self.tau], change["new"]["text"]
+        """Run what the page asked for; whatever goes wrong is told there."""
         self.status = "running ..."
         try:
-            w_bits, budget = self.data["w_bits"][self.w_bits], self.data["budgets"][self.budget]
-            self.live = self._live(w_bits, math.inf if tau is None else tau, budget, text)
+            self.live = self._live(self.shown, self.shown["settings"][self.setting], change["new"])
             self.status = "done"
         except Exception as error:  # the button has no other place to show it
             self.status = f"{type(error).__name__}: {error}"
@@ -87,13 +117,15 @@ class BitBudgetExplorer(anywidget.AnyWidget):
     def to_html(self) -> str:
         """The explorer for a page: no kernel, no network, so without the live button."""
         name = f"adatsq-explorer-{uuid.uuid4().hex[:8]}"
-        synced = ("data", "colors", "budget", "tau", "w_bits", "prompt")
+        synced = ("data", "colors", "model", "setting", "budget", "prompt", "painted")
         state = {trait: getattr(self, trait) for trait in synced}
         state.update(can_run=False, request={}, status="", live=None)
+        packed = gzip.compress(json.dumps(state).encode(), mtime=0)
+        module = MODULE.replace("</", "<\\/")  # so that it does not end the script element around it
         return (
             f'<div id="{name}">{html.escape("This figure needs JavaScript.")}</div>\n'
-            f'<script type="application/json" id="{name}-state">{_inside(json.dumps(state))}</script>\n'
-            f'<script type="text/plain" id="{name}-module">{_inside(MODULE)}</script>\n'
+            f'<script type="text/plain" id="{name}-state">{base64.b64encode(packed).decode()}</script>\n'
+            f'<script type="text/plain" id="{name}-module">{module}</script>\n'
             f'<script type="module">{STAND_IN.replace("ID", name)}</script>'
         )
 
@@ -103,8 +135,15 @@ class BitBudgetExplorer(anywidget.AnyWidget):
         return {**(data or {}), "text/html": self.to_html()}, metadata
 
 
+def policy_of(data: dict, bits: Sequence[str]) -> Policy:
+    """Rows of digits as a policy of this model."""
+    rows = np.array([[int(digit) for digit in row] for row in bits])
+    return Policy(data["timesteps"], data["layers"], rows, data["model"], data["branches"])
+
+
 def load_data(path: str | Path) -> dict:
-    """Read what `python -m adatsq.sweep` wrote. FileNotFoundError, or ValueError if it is something else."""
+    """Read what `python -m adatsq.sweep` wrote; add scores from NAME.csv beside it, if there is one, and how
+    well the stored errors predict. FileNotFoundError, or ValueError if it is something else."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no explorer data {path}: write it with python -m adatsq.sweep --out {path}")
@@ -114,12 +153,58 @@ def load_data(path: str | Path) -> dict:
         raise ValueError(f"explorer data {path} is damaged: {error}") from error
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
+        how = f": convert it with python -m adatsq.explorer_convert {path} ..." if version == 1 else ""
         raise ValueError(
-            f"explorer data {path} has format_version {version}, this adatsq reads {FORMAT_VERSION}"
+            f"explorer data {path} has format_version {version}, this adatsq reads {FORMAT_VERSION}{how}"
         )
+    table = path.with_name(f"{data['name']}.csv")
+    add_scores(data, pd.read_csv(table) if table.is_file() else None)
+    for weights in data["weights"]:
+        weights["agreement"] = agreement(data, weights)
     return data
 
 
-def _inside(text: str) -> str:
-    """Text that does not end the script element around it."""
-    return text.replace("</", "<\\/")
+def add_scores(data: dict, table: pd.DataFrame | None) -> None:
+    """Give a choice the total, with interval, that the benchmark measured for its method, bits and budget, if
+    it did: of a policy of its own, from its own calibration."""
+    if table is None:
+        return
+    totals = table[table.metric == "total"].set_index(["method", "w_bits", "a_bits"])
+    for setting in data["settings"]:
+        method = ROWS.get((setting["method"], setting["tau"]))
+        for choice in setting["choices"] if setting["beam"] in (None, 4) else []:
+            a_bits = choice["average_bits"] if setting["method"] == "uniform" else choice["budget"]
+            if (method, setting["w_bits"], a_bits) in totals.index:
+                row = totals.loc[(method, setting["w_bits"], a_bits)]
+                numbers = {name: float(row[name]) for name in ("value", "ci_low", "ci_high")}
+                choice["score"] = {**numbers, "row": f"{method} W{setting['w_bits']}A{a_bits:g}"}
+
+
+def agreement(data: dict, weights: dict) -> dict | None:
+    """Rank correlation of predicted and measured error over the different policies stored for these weights.
+    None if there are no predictions, or fewer than three policies."""
+    if not weights["errors"]:
+        return None
+    predict, measured = predictions(data, weights), {}
+    for setting in data["settings"]:
+        if (setting["w_bits"], setting["tau"]) == (weights["w_bits"], weights["tau"]):
+            measured |= {tuple(choice["bits"]): choice["error"] for choice in setting["choices"]}
+            rows = len(data["timesteps"]), len(data["layers"])
+            measured |= {(f"{b:g}" * rows[1],) * rows[0]: error for b, error in setting["uniform"]}
+    if len(measured) < 3:
+        return None
+    value = spearmanr([predict(bits) for bits in measured], list(measured.values())).statistic
+    return {"rank_correlation": float(value), "policies": len(measured)} if math.isfinite(value) else None
+
+
+def predictions(data: dict, weights: dict) -> Callable[[Sequence[str]], float]:
+    """bits -> sum of the stored errors of its roundings, as `sweep.coded` keeps them."""
+    errors, shape = weights["errors"], (len(data["timesteps"]), len(data["layers"]), len(data["a_bits"]))
+    codes = np.frombuffer(base64.b64decode(errors["codes"]), np.uint8).reshape(shape)
+    values = np.exp(errors["low"] + codes / 255 * (errors["high"] - errors["low"]))
+
+    def predict(bits: Sequence[str]) -> float:
+        index = np.array([[data["a_bits"].index(int(digit)) for digit in row] for row in bits])
+        return float(np.take_along_axis(values, index[..., None], -1).sum())
+
+    return predict

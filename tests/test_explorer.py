@@ -1,85 +1,31 @@
-"""The explorer on its two hosts: traits as a kernel has them, and its page in Chromium with no kernel."""
+"""The explorer with a kernel: traits, files, scores, predictions. Its page: test_explorer_page."""
 
 import base64
-import io
+import gzip
 import itertools
 import json
-import math
 import pathlib
 import re
-import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
-from PIL import Image
+from explorer_data import LAYERS, STEPS, made_up
 
-from adatsq.explorer import BitBudgetExplorer, load_data
+from adatsq import Policy
+from adatsq.explorer import BitBudgetExplorer, add_scores, agreement, load_data, policy_of, predictions
+from adatsq.explorer_convert import convert
+from adatsq.live import LiveModels
+from adatsq.sweep import coded, sweep
+from adatsq.world import load_prompts
 
-STORED = pathlib.Path(__file__).parents[1] / "data" / "results" / "flux-dev-mini-explorer.json"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-LAYERS = ["transformer_blocks.0.attn.to_q", "transformer_blocks.0.ff", "single_transformer_blocks.0.proj_out"]
-IMAGES = "canvas[data-picture=full], canvas[data-picture=quantized], canvas[data-picture=difference]"
-
-
-def picture(color):
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((8, 8, 3), color, dtype=np.uint8)).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def made_up():
-    """Data as the sweep writes it: 2 weight bits x 2 tau x 2 budgets x 2 prompts, 4 steps, 3 layers."""
-    rng = np.random.default_rng(0)
-
-    def setting(w_bits, tau):
-        choices = []
-        for budget in (3.0, 4.0):
-            bits = np.full((4, 3), 3) if budget == 3 else rng.choice([3, 4, 8], (4, 3), p=[0.6, 0.3, 0.1])
-            choices.append(
-                {
-                    "budget": budget,
-                    "average_bits": round(float(bits.mean()), 4),
-                    "flop_weighted_bits": 3.2,
-                    "error": round(float(rng.uniform(0.1, 1)), 3),
-                    "bits": ["".join(map(str, row)) for row in bits],
-                    "psnr": rng.uniform(20, 40, 2).round(2).tolist(),
-                    "images": [picture(rng.integers(0, 200, 3)) for _ in range(2)],
-                }
-            )
-        points = [[c["average_bits"], c["error"]] for c in choices]
-        return {
-            "w_bits": w_bits,
-            "tau": tau,
-            "paths": points,
-            "front": sorted(points),
-            "uniform": [[3.0, 1.1], [4.0, 0.5]],
-            "choices": choices,
-        }
-
-    return {
-        "format_version": 1,
-        "name": "made-up",
-        "model": "none",
-        "timesteps": [1.0, 0.7, 0.4, 0.1],
-        "layers": LAYERS,
-        "fisher": rng.uniform(1, 9, (4, 3)).round(2).tolist(),
-        "prompts": [
-            {"text": text, "seed": 0, "image": picture([200, 200, 200])}
-            for text in ("a star</script><b>", "a ring")
-        ],
-        "w_bits": [4, 3],
-        "taus": [0.25, None],
-        "effective_timesteps": [1.5, 4.0],
-        "budgets": [3.0, 4.0],
-        "settings": [setting(*s) for s in itertools.product((4, 3), (0.25, None))],
-    }
+PROMPTS, RESULTS = (pathlib.Path(__file__).parents[1] / "data" / name for name in ("prompts", "results"))
+STORED = sorted(RESULTS.glob("*-explorer.json"))
 
 
 def state_in(page):
-    return json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.S).group(1))
-
-
-# With a kernel
+    packed = re.search(r'<script type="text/plain" id="[^"]*-state">(.*?)</script>', page, re.S).group(1)
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
 
 
 def test_it_is_a_widget_and_a_page():
@@ -87,35 +33,42 @@ def test_it_is_a_widget_and_a_page():
     bundle, _ = BitBudgetExplorer(data, budget=1)._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     state = state_in(bundle["text/html"])
-    assert state["data"] == data and state["budget"] == 1 and not state["can_run"]
+    assert state["data"] == [data] and state["budget"] == 1 and not state["can_run"]
     assert set(re.findall(r"https?://[\w./]+", bundle["text/html"])) == {"http://www.w3.org/2000/svg"}
 
 
-def test_choice_follows_the_positions():
-    explorer = BitBudgetExplorer(made_up())
+def test_choice_and_policy_follow_the_positions():
+    data = [made_up(), made_up("another", 1)]
+    explorer = BitBudgetExplorer(data)
     assert explorer.get_state()["live"] is None  # a new one shows what is stored
-    for w_bits, tau, budget in itertools.product(range(2), repeat=3):
-        explorer.set_trait("w_bits", w_bits)
-        explorer.set_trait("tau", tau)
+    for model, setting, budget in itertools.product(range(2), (0, 5, 11), range(2)):
+        explorer.set_trait("model", model)
+        explorer.set_trait("setting", setting)
         explorer.set_trait("budget", budget)
-        assert explorer.choice is explorer.data["settings"][2 * w_bits + tau]["choices"][budget]
+        assert explorer.choice == data[model]["settings"][setting]["choices"][budget]
+        assert explorer.policy.average == pytest.approx(explorer.choice["average_bits"], abs=1e-4)
+        assert explorer.policy.flop_weighted == pytest.approx(explorer.choice["flop_weighted_bits"], abs=1e-4)
+    explorer.painted = ["888"] * 4
+    assert explorer.policy.average == 8
+    with pytest.raises(ValueError, match="no such point"):
+        BitBudgetExplorer(made_up(), budget=3)
 
 
-def test_a_live_point_is_asked_for_and_failures_are_told():
-    asked, point = [], made_up()
+def test_a_live_run_is_asked_for_and_failures_are_told():
+    asked, answer = [], {"text": "two hearts", "psnr": 30.0}
 
-    def live(*question):
-        asked.append(question)
-        if question[-1] == "fail":
-            raise ValueError("budget 3.0 is below the cheapest candidates")
-        return point
+    def live(data, setting, request):
+        asked.append((data["name"], setting["w_bits"], request["text"]))
+        if request["text"] == "fail":
+            raise ValueError("no such model")
+        return answer
 
-    explorer = BitBudgetExplorer(made_up(), live, w_bits=1, tau=1, budget=1)
+    explorer = BitBudgetExplorer([made_up(), made_up("another")], live, model=1, setting=2)
     explorer.request = {"number": 1, "text": "two hearts"}
-    assert asked == [(3, math.inf, 4.0, "two hearts")]
-    assert explorer.live == point and explorer.status == "done"
+    assert asked == [("another", 3, "two hearts")]
+    assert explorer.live == answer and explorer.status == "done"
     explorer.request = {"number": 2, "text": "fail"}
-    assert explorer.status == "ValueError: budget 3.0 is below the cheapest candidates"
+    assert explorer.status == "ValueError: no such model"
     assert explorer.can_run and not BitBudgetExplorer(made_up()).can_run
 
 
@@ -124,7 +77,8 @@ def test_bad_files_are_named(tmp_path):
         load_data(tmp_path / "nothing.json")
     for text, message in (
         ("{", "is damaged"),
-        ('{"format_version": 2}', "version 2"),
+        ('{"format_version": 1}', "version 1.* convert it with python -m adatsq.explorer_convert"),
+        ('{"format_version": 3}', "version 3"),
         ("[]", "version None"),
     ):
         (tmp_path / "bad.json").write_text(text)
@@ -132,112 +86,114 @@ def test_bad_files_are_named(tmp_path):
             load_data(tmp_path / "bad.json")
 
 
-@pytest.mark.skipif(not STORED.exists(), reason="no stored sweep")
-def test_the_stored_sweep_is_whole():
-    data = load_data(STORED)
-    assert STORED.stat().st_size < 1.5e6
-    assert len(data["settings"]) == len(data["w_bits"]) * len(data["taus"])
+def test_a_score_is_that_of_the_same_method_bits_and_budget():
+    data = made_up()
     for setting in data["settings"]:
-        assert [c["budget"] for c in setting["choices"]] == data["budgets"]
-        assert all(c["average_bits"] <= c["budget"] + 1e-4 for c in setting["choices"])
+        setting["tau"] = {0.25: 1.0}.get(setting["tau"])
+    rows = [("adatsq+ladder", 3, 4.0, 0.9), ("adatsq+ladder", 3, 4.4, 0.1), ("hadamard+gptq", 4, 3.0, 0.8)]
+    table = pd.DataFrame(rows, columns=["method", "w_bits", "a_bits", "value"])
+    add_scores(data, table.assign(metric="total", ci_low=table.value - 0.1, ci_high=table.value + 0.1))
+    found = {
+        (s["method"], s["w_bits"], s["tau"], s["beam"], c["budget"]): c["score"]["value"]
+        for s in data["settings"]
+        for c in s["choices"]
+        if "score" in c
+    }
+    assert found == {("ladder", 3, 1.0, 4, 4.0): 0.9, ("uniform", 4, None, None, 3.0): 0.8}
+
+
+def test_predictions_are_sums_of_the_stored_errors():
+    data = made_up()
+    errors = np.random.default_rng(3).uniform(0.01, 1, (4, 3, 3))
+    weights = {**data["weights"][0], "errors": coded(errors)}
+    bits = ["348", "833", "444", "338"]
+    expected = sum(
+        errors[t, l, [3, 4, 8].index(int(b))] for t, row in enumerate(bits) for l, b in enumerate(row)
+    )
+    assert predictions(data, weights)(bits) == pytest.approx(expected, rel=0.02)
+
+
+def test_agreement_is_one_for_errors_that_add_up_and_minus_one_for_their_inverse():
+    data = made_up()
+    predict = predictions(data, data["weights"][0])
+    for sign in (1, -1):
+        for setting in data["settings"]:
+            for choice in setting["choices"]:
+                choice["error"] = predict(choice["bits"]) ** sign
+            setting["uniform"] = [[b, predict([f"{b}" * 3] * 4) ** sign] for b in (3, 4)]
+        found = agreement(data, data["weights"][0])
+        assert found["rank_correlation"] == pytest.approx(sign) and found["policies"] >= 5
+    assert agreement(data, {**data["weights"][0], "errors": None}) is None
+
+
+def test_format_1_is_converted_only_with_files_of_its_own_model():
+    new = made_up(errors=False)
+    policy = policy_of(new, new["settings"][0]["choices"][0]["bits"])
+    old = {**new, "format_version": 1, "layers": [layer[0] for layer in LAYERS]}
+    old["settings"] = [
+        {key: value for key, value in s.items() if key not in ("method", "beam")}
+        for s in new["settings"][4:8]
+    ]
+    facts = pd.DataFrame(
+        {
+            "model": "made-up",
+            "method": "adatsq-weights",
+            "w_bits": [4, 3],
+            "transformer_bytes": [4_000_000, 3_000_000],
+            "effective_bits": [4.5, 3.5],
+        }
+    )
+    found = convert(old, policy, facts)
+    for weights in new["weights"]:
+        del weights["agreement"]
+    assert found["weights"] == new["weights"] and found["settings"] == new["settings"][4:8]
+    assert (found["layers"], found["timesteps"]) == (LAYERS, STEPS)
+    with pytest.raises(ValueError, match="the policy is of other"):
+        convert(old, Policy(STEPS, LAYERS, policy.bits, "other"), facts)
+    with pytest.raises(ValueError, match="other timesteps"):
+        convert(old, Policy([2.0, *STEPS[1:]], LAYERS, policy.bits, "none"), facts)
+    wider = [[*LAYERS[0][:3], 99], *LAYERS[1:]]
+    with pytest.raises(ValueError, match="by multiplications"):
+        convert(old, Policy(STEPS, wider, policy.bits, "none"), facts)
+    with pytest.raises(ValueError, match="no row of made-up"):
+        convert(old, policy, facts[facts.w_bits == 4])
+    with pytest.raises(ValueError, match="format_version is 2"):
+        convert(new, policy, facts)
+
+
+@pytest.mark.parametrize("file", STORED, ids=lambda file: file.stem)
+def test_a_stored_sweep_is_whole(file):
+    data = load_data(file)
+    pairs = [(w["w_bits"], w["tau"]) for w in data["weights"]]
+    assert pairs == list(itertools.product(data["w_bits"], data["taus"]))
+    for setting in data["settings"]:
+        assert (setting["w_bits"], setting["tau"]) in pairs
+        assert {c["budget"] for c in setting["choices"]} <= set(data["budgets"])
         errors = [c["error"] for c in setting["choices"]]
         assert errors == sorted(
             errors, reverse=True
         )  # more bits never do worse: the cheaper path stays allowed
+        for choice in setting["choices"]:
+            policy = policy_of(data, choice["bits"])
+            assert policy.average == pytest.approx(choice["average_bits"], abs=1e-4)
+            assert policy.flop_weighted == pytest.approx(choice["flop_weighted_bits"], abs=1e-4)
+            assert policy.average <= choice["budget"] + 1e-4
 
 
-# Without one
+@pytest.mark.skipif(not STORED, reason="no stored sweep")
+def test_the_page_of_all_models_is_light():
+    assert len(BitBudgetExplorer([load_data(file) for file in STORED]).to_html()) < 3e6
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-quic"]
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser, tmp_path):
-    """The explorer of made-up data, opened; it must not complain nor ask the network."""
-    file, complaints = tmp_path / "page.html", []
-    file.write_text(f"<!doctype html><meta charset=utf-8>{BitBudgetExplorer(made_up()).to_html()}")
-    page = browser.new_page()
-    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda r: complaints.append(r.url) if r.url.startswith("http") else None)
-    page.goto(file.as_uri())
-    page.locator("[name=budget]").wait_for()
-    yield page
-    page.close()
-    assert not complaints
-
-
-def value(page, name):
-    return page.locator(f"[data-value={name}]").inner_text()
-
-
-def test_the_page_shows_what_the_data_holds(page):
-    data = made_up()
-    for w_bits, tau, budget, prompt in itertools.product(range(2), repeat=4):
-        page.locator("[name=w_bits]").select_option(str(w_bits))
-        page.locator("[name=prompt]").select_option(str(prompt))
-        page.locator("[name=tau]").press("End" if tau else "Home")
-        page.locator("[name=budget]").press("End" if budget else "Home")
-        choice = data["settings"][2 * w_bits + tau]["choices"][budget]
-        assert float(value(page, "average")) == pytest.approx(choice["average_bits"], abs=1e-3)
-        assert float(value(page, "error")) == pytest.approx(choice["error"], rel=5e-3)
-        assert float(value(page, "psnr").split()[0]) == pytest.approx(choice["psnr"][prompt], abs=0.051)
-        # the picture on the canvas, and its brightened difference, pixel by pixel
-        wanted = np.array(Image.open(io.BytesIO(base64.b64decode(choice["images"][prompt]))))[0, 0]
-        read = """name => [...document.querySelector(`[data-picture=${name}]`)
-            .getContext("2d").getImageData(0, 0, 1, 1).data].slice(0, 3)"""
-        page.wait_for_function(
-            f"wanted => String(({read})('quantized')) == wanted", arg=",".join(map(str, wanted))
-        )
-        difference = np.minimum(255, 4 * np.abs(200 - wanted.astype(int)))
-        assert page.evaluate(read, "difference") == difference.tolist()
-
-
-def test_the_heat_map_is_read_by_keyboard_and_pointer(page):
-    data = made_up()
-    page.locator("[name=budget]").press("End")
-    heat_map, readout = (
-        page.locator("[data-figure=policy] svg"),
-        page.locator("[data-figure=policy] .readout"),
-    )
-    bits = data["settings"][0]["choices"][1]["bits"]
-
-    def expect(t, l, name):
-        rank = 1 + sum(v > data["fisher"][t][l] for v in data["fisher"][t])
-        said = readout.inner_text()
-        assert said.startswith(f"step {t + 1} of 4, {name}: {bits[t][l]} bits.")
-        assert said.endswith(f"rank {rank} of 3 at this step.")
-        assert float(re.search(r"score (\S+),", said).group(1)) == pytest.approx(
-            data["fisher"][t][l], rel=0.1
-        )
-
-    expect(0, 0, "double 0 attn.to_q")
-    for key in ("ArrowRight", "ArrowDown", "ArrowLeft", "ArrowRight", "ArrowDown", "ArrowDown"):
-        heat_map.press(key)
-    expect(1, 2, "single 0 proj_out")  # the edge holds
-    box = heat_map.bounding_box()
-    heat_map.hover(position={"x": box["width"] * 600 / 630, "y": box["height"] * 27 / 69})
-    expect(3, 1, "double 0 ff")
-
-
-def test_every_control_has_a_name_and_the_frontier_its_points(page):
-    for name in ("budget", "tau", "w_bits", "prompt"):
-        assert page.locator(f"label:has([name={name}]) > span").inner_text()
-    assert page.locator("[name=tau]").get_attribute("aria-valuetext") == "0.25"
-    assert page.locator(IMAGES).count() == 3
-    assert page.locator("form.live").is_hidden()  # nothing here to run it
-    first = page.locator("[data-figure=front] svg").inner_html()
-    page.locator("[name=budget]").press("End")
-    assert page.locator("[data-figure=front] svg").inner_html() != first
+def test_a_live_model_runs_the_policy_it_is_asked_for(tiny_folder):
+    given = [load_prompts(PROMPTS / "calibration.json")[0].text]
+    data = sweep(str(tiny_folder), ["a star"], [3], given, (4,), (1.0,), (3.0,), steps=2, progress=False)
+    live = LiveModels(tiny_folder.parent, PROMPTS, 1, "cpu")
+    setting = data["settings"][0]
+    request = {"text": "a star", "seed": 3, "bits": setting["choices"][0]["bits"]}
+    stored = live(data, setting, request)  # the sweep's own calibration, so its own numbers
+    assert stored["psnr"] == pytest.approx(setting["choices"][0]["psnr"][0], abs=0.05)
+    assert stored["error"] == pytest.approx(setting["choices"][0]["error"], rel=0.01)
+    better = live(data, setting, {**request, "bits": ["8" * len(data["layers"])] * 2})
+    assert better["error"] < stored["error"]
+    assert better["full"] == stored["full"] == data["prompts"][0]["image"]

@@ -11,10 +11,13 @@ from PIL import Image
 
 from adatsq import Policy, apply, load_pipeline, quantize, record, sampling, sweep, temporal_fisher
 from adatsq.evaluate import generate, psnr
+from adatsq.facts import size
+from adatsq.marginals import marginal_errors
 
 BUDGETS = (3.0, 3.7, 4.4)
 PROMPTS, SEEDS = ["two blue stars", "a red ring"], [7, 8]
 CALIBRATION = ["a red circle", "a star below a heart"]
+KINDS = [("ladder", 1), ("ladder", 2), ("paper", 1), ("paper", 2), ("lagrangian", None), ("uniform", None)]
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +30,8 @@ def found(tiny_folder):
         w_bits=(4,),
         taus=(1.0, math.inf),
         budgets=BUDGETS,
+        beams=(1, 2),
+        methods=sweep.METHODS,
         steps=3,
         progress=False,
     )
@@ -37,18 +42,25 @@ def pixels(text):
     return np.array(Image.open(io.BytesIO(base64.b64decode(text))))
 
 
-def test_every_setting_has_a_choice_for_every_budget(found):
-    assert [(s["w_bits"], s["tau"]) for s in found["settings"]] == [(4, 1.0), (4, None)]
+def test_every_setting_has_a_choice_for_every_budget_it_reaches(found):
+    keys = [(s["w_bits"], s["tau"], s["method"], s["beam"]) for s in found["settings"]]
+    assert keys == [(4, tau, *kind) for tau in (1.0, None) for kind in KINDS]
+    assert [(w["w_bits"], w["tau"]) for w in found["weights"]] == [(4, 1.0), (4, None)]
     assert found["taus"] == [1.0, None] and found["effective_timesteps"][1] == pytest.approx(3)
     for setting in found["settings"]:
-        assert [choice["budget"] for choice in setting["choices"]] == list(BUDGETS)
+        budgets = [choice["budget"] for choice in setting["choices"]]
+        # with the paper's shares for 4 bits, no candidate is as cheap as 3 bits
+        assert budgets == [b for b in BUDGETS if b > 3 or setting["method"] != "paper"][-len(budgets) :]
         for choice in setting["choices"]:
             bits = np.array([[int(digit) for digit in row] for row in choice["bits"]])
             assert bits.shape == (3, len(found["layers"])) and set(bits.ravel()) <= {3, 4, 8}
             assert bits.mean() == pytest.approx(choice["average_bits"], abs=1e-4)
             assert bits.mean() <= choice["budget"] + 1e-4
-            for row, information in zip(bits, np.array(found["fisher"])):  # bits go by Fisher score
-                assert (np.diff(row[np.argsort(-information, kind="stable")]) <= 0).all()
+            if setting["method"] in ("ladder", "paper"):  # bits go by Fisher score
+                for row, information in zip(bits, np.array(found["fisher"])):
+                    assert (np.diff(row[np.argsort(-information, kind="stable")]) <= 0).all()
+            if setting["method"] == "uniform":
+                assert len(set(bits.ravel())) == 1
 
 
 def test_the_choice_is_the_best_complete_path_within_the_budget(found):
@@ -60,6 +72,22 @@ def test_the_choice_is_the_best_complete_path_within_the_budget(found):
         assert (np.diff(bits) >= 0).all() and (np.diff(errors) <= 0).all()
         assert {tuple(p) for p in setting["front"]} <= {tuple(p) for p in setting["paths"]}
         assert [bits for bits, _ in setting["uniform"]] == [3, 4]
+
+
+def test_layers_and_weights_are_those_of_the_model(found, tiny_folder):
+    pipe = load_pipeline(str(tiny_folder), torch_dtype=torch.float32)
+    for name, inside, outside, _ in found["layers"]:
+        assert pipe.transformer.get_submodule(name).weight.shape == (outside, inside)
+    trace = record(pipe, CALIBRATION, 3, seed=1_000_000, progress=False)
+    fisher = temporal_fisher(pipe, trace, progress=False)
+    quantize(pipe, trace, w_bits=4, alpha=fisher.alpha(1.0), progress=False)
+    weights = found["weights"][0]
+    errors, codes = weights["errors"], base64.b64decode(weights["errors"]["codes"])
+    decoded = np.exp(errors["low"] + np.frombuffer(codes, np.uint8) / 255 * (errors["high"] - errors["low"]))
+    exact = marginal_errors(pipe, trace, (3, 4, 8), progress=False).ravel()
+    large = exact > 1e-3 * exact.max()
+    assert decoded[large] == pytest.approx(exact[large], rel=0.1)
+    assert weights["transformer_bytes"] == size(pipe)["transformer_bytes"]
 
 
 def test_a_stored_policy_paints_the_stored_picture(found, tiny_folder):
@@ -85,7 +113,7 @@ def test_a_stored_policy_paints_the_stored_picture(found, tiny_folder):
 
 def test_the_command_writes_one_file(tiny_folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "explorer.json"
-    options = "--steps 2 --w-bits 3 --taus inf --budgets 3 --calibration 1 --device cpu".split()
+    options = "--steps 2 --w-bits 3 --taus inf --budgets 3 --calibration 1 --shown 3 --device cpu".split()
     prompts = sweep.Path(__file__).parents[1] / "data" / "prompts"
     monkeypatch.setattr(
         sys,
@@ -95,7 +123,7 @@ def test_the_command_writes_one_file(tiny_folder, tmp_path, monkeypatch, capsys)
     sweep.main()
     assert "MB in" in capsys.readouterr().out
     found = json.loads(out.read_text())
-    assert len(found["prompts"]) == 4 and [p.name for p in tmp_path.iterdir()] == ["explorer.json"]
+    assert len(found["prompts"]) == 3 and [p.name for p in tmp_path.iterdir()] == ["explorer.json"]
     assert set("".join(found["settings"][0]["choices"][0]["bits"])) == {"3"}  # 3 bits leave no choice
 
 
@@ -104,3 +132,22 @@ def test_an_impossible_budget_is_named(tiny_folder):
         sweep.sweep(
             str(tiny_folder), ["a star"], [0], ["a ring"], (4,), (1.0,), (2,), steps=1, progress=False
         )
+
+
+def test_an_unknown_method_is_named(tiny_folder):
+    with pytest.raises(ValueError, match="choose of ladder, paper"):
+        sweep.sweep(str(tiny_folder), ["a star"], [0], ["a ring"], methods=("best",))
+
+
+def test_a_clip_is_shown_as_frames_without_loss():
+    clip = np.random.default_rng(0).integers(0, 256, (5, 8, 6, 3), dtype=np.uint8)
+    assert (pixels(sweep.picture(clip)) == np.concatenate(clip[[0, 2, 4]], axis=1)).all()
+
+
+def test_a_video_model_is_swept_too(family_folders):
+    found = sweep.sweep(
+        str(family_folders("wan")), ["a star"], [0], ["a ring"], (4,), (1.0,), (3.0,), steps=2, progress=False
+    )
+    first = found["settings"][0]["choices"][0]
+    height, width, _ = pixels(first["images"][0]).shape
+    assert width > height and pixels(found["prompts"][0]["image"]).shape == (height, width, 3)
