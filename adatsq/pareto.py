@@ -42,6 +42,11 @@ def hypervolume(points: np.ndarray, reference: tuple[float, float]) -> float:
     return float(area)
 
 
+def share_of_box(points: np.ndarray, low: tuple[float, float], high: tuple[float, float]) -> float:
+    """Hypervolume with reference `high`, as a share of the box from `low`, which no point is beyond."""
+    return hypervolume(points, high) / ((high[0] - low[0]) * (high[1] - low[1]))
+
+
 def _checked(points: np.ndarray) -> np.ndarray:
     points = np.asarray(points, dtype=np.float64)
     if points.ndim != 2 or len(points) == 0:

@@ -2,15 +2,18 @@
 
     python -m adatsq.search_compare --model data/models/z-image-mini --out data/results
 
-At each budget: the beam ("paper") and the Lagrangian search, and controls of at most the same average bits:
-the Lagrangian policy's bits at random places, 8 bits for the first or the last steps until the budget is
-spent, bits that are static over time, or the same for all layers. Weights by Hadamard rotation and GPTQ. All
-draw the same held-out pictures, and are compared picture by picture. NAME-search-compare.csv has a row per
-policy, and NAME-search-compare-pictures.csv one per policy and picture.
+At each budget: the beam ("paper") and the Lagrangian search, the beam once more so wide that it makes as many
+transformer calls ("equal calls"), and controls of at most the same average bits: the Lagrangian policy's bits
+at random places, 8 bits for the first or the last steps until the budget is spent, bits that are static over
+time, or the same for all layers. Weights by Hadamard rotation and GPTQ. All draw the same held-out pictures,
+and are compared picture by picture. NAME-search-compare.csv has a row per policy, and
+NAME-search-compare-pictures.csv one per policy and picture. Both are written as soon as a policy has been
+drawn; policies that are there are skipped.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +24,35 @@ from diffusers import DiffusionPipeline
 from adatsq.allocation import allocate
 from adatsq.candidates import LADDER, SHARES
 from adatsq.evaluate import generate, psnr
-from adatsq.files import write_text
 from adatsq.fisher import temporal_fisher
-from adatsq.lagrangian import search_policies
+from adatsq.lagrangian import follow, search_policies
 from adatsq.marginals import marginal_errors
+from adatsq.measurements import append, stored
 from adatsq.models import load_pipeline
+from adatsq.pareto import share_of_box
 from adatsq.policy import Policy, apply
 from adatsq.recipes import hadamard_gptq
+from adatsq.search import SearchResult
 from adatsq.trace import Trace, record
 from adatsq.world import load_prompts
 
 A_BITS = (3, 4, 8)
 SEARCHED = range(4)  # calibration pictures that both searches follow
+MOST_BITS, WORST = 4.5, 1.1  # corner of the box of a front's hypervolume; WORST: times the error at 3 bits
+WIDEST = 64  # beam
 PAPER = "paper"  # the policy that all others are compared with
+SEARCHES = {
+    PAPER: ("paper", {"shares": SHARES[3]}),
+    "paper, ladder": ("paper", {"shares": LADDER}),
+    "lagrangian": ("lagrangian", {}),
+    "lagrangian, flops": ("lagrangian", {"weights": "flops"}),
+}
+EQUAL = {f"{name}, equal calls": name for name in SEARCHES if name.startswith(PAPER)}
+KEY = ["search", "w_bits", "budget"]
+COLUMNS = (
+    "model search w_bits budget average_bits flop_weighted_bits error calls search_s candidate psnr n gain "
+    "gain_se hypervolume beam"
+).split()
 
 
 def controls(
@@ -54,61 +73,118 @@ def controls(
     yield "same for all layers", np.repeat(over_time, layers, axis=1)
 
 
+def worst_error(pipe: DiffusionPipeline, trace: Trace, images: Sequence[int]) -> float:
+    """The error that a front's hypervolume is measured from: a tenth more than with the fewest bits."""
+    low = {"low": Policy.of(trace, min(A_BITS)).bits}
+    return WORST * follow(pipe, trace, low, images)[1]["low"]
+
+
+def front_share(result: SearchResult, worst: float) -> float:
+    """Hypervolume of a front in (average bits, error), as a share of the box up to MOST_BITS and `worst`."""
+    points = [(path.policy.average, path.error) for path in result.front]
+    return share_of_box(points, (min(A_BITS), 0.0), (MOST_BITS, worst))
+
+
+def at_equal_calls(search: Callable[[int], SearchResult], calls: int) -> tuple[int, SearchResult]:
+    """(beam, result): doubled from 4 until it makes `calls` calls, or a wider one makes no more."""
+    beam, result = 4, search(4)
+    while result.calls < calls and beam < WIDEST:
+        wider = search(2 * beam)
+        if wider.calls == result.calls:  # there are no more paths within the budget
+            break
+        beam, result = 2 * beam, wider
+    return beam, result
+
+
 def compare(
     pipe: DiffusionPipeline,
     trace: Trace,
     held: Trace,
     w_bits: int,
     budgets: Sequence[float],
+    name: str | Path,
     random: int = 20,
     progress: bool = True,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(policies, pictures): psnr in dB to the full-precision pictures of `held`.
+) -> pd.DataFrame:
+    """Measure what NAME-search-compare.csv lacks, and return it: psnr in dB to `held`'s pictures, and more.
 
-    The pipeline comes in full precision and leaves quantised. gain: mean difference to "paper" at the same
-    budget, of the same pictures, with its standard error.
+    The pipeline comes in full precision and leaves quantised, if there is anything to measure. gain: mean
+    difference to "paper" at the same budget, of the same pictures, with its standard error over prompts.
+    hypervolume: of the search's front (`front_share`). ValueError if the file has rows of other pictures.
     """
+    path, of_pictures = (Path(f"{name}-search-compare{suffix}.csv") for suffix in ("", "-pictures"))
+    images = list(SEARCHED)[: len(trace)]
+    uniform = {f"uniform {bits}": Policy.of(trace, bits).bits for bits in A_BITS[:2]}
+    plain = np.full((*uniform["uniform 3"].shape, len(A_BITS)), 1.0)
+    names = [*SEARCHES, *EQUAL, *(n for n, _ in controls(plain, uniform["uniform 3"], 3, random)), *uniform]
+    before = stored(path, w_bits=w_bits)
+    if len(before) and (before.n != len(held)).any():
+        raise ValueError(
+            f"{path} has rows of {sorted(set(before.n))} pictures, this run has {len(held)}: delete it, or "
+            "choose another --out"
+        )
+    lacking = {
+        budget: [n for n in names if stored(path, search=n, w_bits=w_bits, budget=budget).empty]
+        for budget in budgets
+    }
+    if not any(lacking.values()):
+        return stored(path)
     fisher = temporal_fisher(pipe, trace, batch_size=16, progress=progress)
     hadamard_gptq(pipe, trace, w_bits, blocks_per_pass=None, batch_size=16, progress=progress)
-    rows, pictures = [], []
+    common = {"images": images, "progress": progress}
+    worst = worst_error(pipe, trace, images)
 
-    def add(name: str, bits: np.ndarray | int, budget: float, facts: dict | None = None) -> None:
-        policy = Policy.of(trace, bits)
+    @cache
+    def search(label: str, budget: float, beam: int | None) -> SearchResult:
+        kind, options = SEARCHES[label]
+        options = options if beam is None else {**options, "beam": beam}
+        return search_policies(pipe, trace, fisher, kind, budget=budget, **options, **common)
+
+    def add(label: str, policy: Policy, budget: float, facts: dict) -> None:
         applied = apply(pipe, policy)
-        images = generate(pipe, held.prompts, held.seeds, progress=False, **held.settings)
+        drawn = generate(pipe, held.prompts, held.seeds, progress=False, **held.settings)
         applied.remove()
-        place = {"search": name, "w_bits": w_bits, "budget": budget}
-        values = psnr(images, held.images)
-        pictures.extend({**place, "picture": i, "psnr": value} for i, value in enumerate(values))
-        averages = {"average_bits": policy.average, "flop_weighted_bits": policy.flop_weighted}
-        rows.append({**place, **averages, **(facts or {}), "psnr": values.mean(), "n": len(values)})
+        values = psnr(drawn, held.images).round(3)  # as stored, so that equal pictures gain exactly nothing
+        place = {"model": Path(name).name, "search": label, "w_bits": w_bits, "budget": budget}
+        append(of_pictures, pd.DataFrame({**place, "picture": range(len(values)), "psnr": values}), KEY)
+        base = stored(of_pictures, search=PAPER, w_bits=w_bits, budget=budget).sort_values("picture").psnr
+        gains = pd.Series(values - base.to_numpy()).groupby(held.prompts).mean() if label != PAPER else None
+        row = {
+            **place,
+            **facts,
+            "average_bits": policy.average,
+            "flop_weighted_bits": policy.flop_weighted,
+            "psnr": values.mean(),
+            "n": len(values),
+            "gain": 0.0 if gains is None else gains.mean(),
+            "gain_se": 0.0 if gains is None else gains.sem(),
+        }
+        append(path, pd.DataFrame([row]).reindex(columns=COLUMNS), KEY)
 
-    common = {"images": SEARCHED, "progress": progress}
+    def add_found(label: str, result: SearchResult, budget: float, beam: int | None) -> None:
+        policy = result.pick(budget)
+        chosen = next(path for path in result.front if path.policy is policy)
+        facts = {"error": chosen.error, "calls": result.calls, "search_s": result.seconds, "beam": beam}
+        facts["candidate"] = chosen.candidates[0] if beam is None else ""
+        add(label, policy, budget, {**facts, "hypervolume": front_share(result, worst)})
+
     carried = marginal_errors(pipe, trace, A_BITS, **common)  # the controls' own: static ones need a score
-    for budget in budgets:
-        for name, search, options in (
-            (PAPER, "paper", {"shares": SHARES[3]}),
-            ("paper, ladder", "paper", {"shares": LADDER}),
-            ("lagrangian", "lagrangian", {}),
-            ("lagrangian, flops", "lagrangian", {"weights": "flops"}),
-        ):
-            result = search_policies(pipe, trace, fisher, search, budget=budget, **options, **common)
-            policy = result.pick(budget)
-            path = next(path for path in result.front if path.policy is policy)
-            facts = {"error": path.error, "calls": result.calls, "search_s": result.seconds}
-            facts["candidate"] = path.candidates[0] if search == "lagrangian" else ""
-            add(name, policy.bits, budget, facts)
-            if name == "lagrangian":
-                searched = policy.bits
-        for name, bits in controls(carried, searched, budget, random):
-            add(name, bits, budget)
-        for bits in A_BITS[:2]:
-            add(f"uniform {bits}", bits, budget)
-    table, pictures = pd.DataFrame(rows), pd.DataFrame(pictures)
-    wide = pictures.pivot(index=["budget", "picture"], columns="search", values="psnr")
-    gain = wide.sub(wide[PAPER], axis=0).groupby("budget")
-    gains = pd.concat({"gain": gain.mean().stack(), "gain_se": gain.sem().stack()}, axis=1).reset_index()
-    return table.merge(gains, on=["budget", "search"]), pictures
+    for budget, todo in lacking.items():
+        for label in SEARCHES:
+            if label in todo:
+                beam = 4 if label.startswith(PAPER) else None
+                add_found(label, search(label, budget, beam), budget, beam)
+        for label, narrow in EQUAL.items():
+            if label in todo:
+                calls = search("lagrangian", budget, None).calls
+                beam, result = at_equal_calls(lambda m, n=narrow, b=budget: search(n, b, m), calls)
+                add_found(label, result, budget, beam)
+        if set(todo) - {*SEARCHES, *EQUAL}:
+            searched = search("lagrangian", budget, None).pick(budget).bits
+            for label, bits in [*controls(carried, searched, budget, random), *uniform.items()]:
+                if label in todo:
+                    add(label, Policy.of(trace, bits), budget, {})
+    return stored(path)
 
 
 def main() -> None:
@@ -124,6 +200,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=(3.1, 3.6))
     parser.add_argument("--calibration", type=int, default=16, help="first prompts of the file")
     parser.add_argument("--held-out", type=int, default=32, help="last prompts of the file")
+    parser.add_argument("--seeds", type=int, default=1, help="pictures of each held-out prompt")
     parser.add_argument("--random", type=int, default=20, help="random policies a budget")
     args = parser.parse_args()
     prompts = [prompt.text for prompt in load_prompts(args.prompts)]
@@ -131,13 +208,9 @@ def main() -> None:
         parser.error(f"{args.prompts} has {len(prompts)} prompts: calibration and held-out ones overlap")
     pipe = load_pipeline(args.model, torch_dtype=torch.float32, device=args.device)
     trace = record(pipe, prompts[: args.calibration], args.steps, seed=1_000_000, batch_size=16)
-    held = record(pipe, prompts[-args.held_out :], args.steps, seed=2_000_000, batch_size=32)
-    tables = compare(pipe, trace, held, args.w_bits, args.budgets, args.random)
-    for suffix, table in zip(("", "-pictures"), tables):
-        table.insert(0, "model", Path(args.model).name)
-        path = args.out / f"{Path(args.model).name}-search-compare{suffix}.csv"
-        write_text(path, table.to_csv(index=False, float_format="%.5g"))
-    print(tables[0].to_string())
+    held = record(pipe, prompts[-args.held_out :] * args.seeds, args.steps, seed=2_000_000, batch_size=32)
+    name = args.out / Path(args.model).name
+    print(compare(pipe, trace, held, args.w_bits, args.budgets, name, args.random).to_string())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from adatsq import search_compare
 from adatsq.fisher import temporal_fisher
 from adatsq.lagrangian import follow, kinds_of_error, lagrangian_search, search_policies
 from adatsq.policy import act_layers, apply
@@ -106,16 +105,3 @@ def test_all_families(family_pipe):
     quantize(family_pipe, w_bits=4, a_bits=4, solver="rtn")
     result = lagrangian_search(family_pipe, trace, fisher, budget=3.5, images=[1], progress=False)
     apply(family_pipe, result.pick(3.5)).remove()
-
-
-def test_compare_draws_searches_and_controls_at_the_same_bits(tiny_pipe):
-    trace = record(tiny_pipe, PROMPTS * 2, num_inference_steps=2, progress=False)
-    held = record(tiny_pipe, PROMPTS, num_inference_steps=2, seed=9, progress=False)
-    table, pictures = search_compare.compare(tiny_pipe, trace, held, 4, [3.6], random=2, progress=False)
-    assert len(table) == 4 + 2 + 4 + 2 and len(pictures) == 2 * len(table)
-    inside = ~table.search.str.contains("uniform|flops")
-    assert (table.average_bits[inside] <= 3.6 + 1e-9).all()
-    assert (table.gain[table.search == "paper"] == 0).all()
-    values = pictures.set_index("search").psnr
-    for row in table.itertuples():
-        assert row.gain == pytest.approx((values[row.search].to_numpy() - values["paper"].to_numpy()).mean())
