@@ -65,8 +65,8 @@ PICTURES, SHAPES_WORLD = (
     "64x64 pictures of coloured shapes",
 )
 PARSED_DISTINCT = (
-    "held_out_parse is the share of the sentences kept out of the text encoder's training, every twentieth of "
-    "the different ones, that its training heads parse right"
+    "held_out_parse is the share of the sentences kept out of the text encoder's training, every twentieth "
+    "of the different ones, that its training heads parse right"
 )
 PARSED = (
     "held_out_parse is the share of whole sentences kept out of the text encoders' training, nearly all of "

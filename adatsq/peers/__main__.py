@@ -1,0 +1,3 @@
+from adatsq.peers import main
+
+main()

@@ -1,0 +1,31 @@
+"""torchao: int8 or int4 weights, alone or with int8 activations, scaled per token as they come.
+
+int8 weights have a scale per row; int4 weights one per group of 128, with int8 activations of 32, as torchao
+chooses (`stored.group_of` for rows that these do not divide). The int4 integers are kept in its unpacked
+layout, a byte each, and effective bits count that byte: its packed ones need CUDA, bfloat16 and rows of 1024
+values (tinygemm), or a kernel library of its own.
+"""
+
+from adatsq.peers.stored import group_of
+
+
+def torchao(pipe, layers, w_bits: int, a_bits: int, trace) -> None:
+    import torch
+    from torchao import quantization as library
+    from torchao.quantization.granularity import PerGroup
+
+    def config(layer):
+        alone = a_bits == 16 or layer.role == "weight"
+        if w_bits == 8:
+            return (
+                library.Int8WeightOnlyConfig() if alone else library.Int8DynamicActivationInt8WeightConfig()
+            )
+        group = PerGroup(group_of(128 if alone else 32, layer.in_features))
+        if alone:
+            return library.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=group)
+        return library.Int8DynamicActivationIntxWeightConfig(
+            weight_dtype=torch.int4, weight_granularity=group
+        )
+
+    for layer in layers:
+        library.quantize_(pipe.transformer, config(layer), lambda _, name, wanted=layer.name: name == wanted)
