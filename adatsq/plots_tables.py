@@ -58,7 +58,7 @@ def quality(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, title
 
 
 def _label_points(ax: Axes, points: np.ndarray, names: Sequence[str], size: float = 6.5) -> None:
-    """A name right of each point, moved up or down until it covers no name before it; a thin line leads back."""
+    """A name right of each point, moved up or down until it covers no earlier name; a line leads back."""
     figure = ax.figure
     figure.canvas.draw()
     pixel, taken = figure.dpi / 72, []
@@ -164,7 +164,7 @@ def errors(along: pd.DataFrame, last: pd.DataFrame, title: str) -> Figure:
 
 
 def over_prompts(values: dict[str, pd.Series], title: str, ylabel: str, ax: Axes | None = None) -> Axes:
-    """Lines over the number of calibration prompts, which doubles from tick to tick. values: label: Series."""
+    """Lines over the number of calibration prompts, on a logarithmic axis. values: {label: Series}."""
     table = pd.DataFrame(values).sort_index()
     ax = ax or plt.subplots(figsize=(7.0, 3.0))[1]
     ax.set_xscale("log", base=2)

@@ -14,8 +14,8 @@ from pandas.io.formats.style import Styler
 from adatsq.results import ORDER
 
 NO_SCORES = "No scores are stored for {}: `python -m adatsq.benchmark --model ...` measures them, on a GPU."
-# Rows of the paper, and ours that stand beside each: the first of these that is measured. QuaRot is a Hadamard
-# rotation and GPTQ, as hadamard+gptq is.
+# Rows of the paper, and ours that stand beside each: the first of these that is measured. QuaRot is a
+# Hadamard rotation and GPTQ, as hadamard+gptq is.
 COUNTERPARTS = {
     "fp": ("fp",),
     "q-dit": ("q-dit",),
@@ -108,7 +108,7 @@ class Scores:
         return table, lines
 
     def counterparts(self, method: str, w_bits: int) -> list[str]:
-        """Names of our rows beside a row of the paper, one per budget; none if nothing like it is measured."""
+        """Names of our rows beside a row of the paper, one per budget; none if none is measured."""
         total = self.table[(self.table.w_bits == w_bits) & (self.table.metric == "total")]
         for ours in COUNTERPARTS.get(method, ()):
             names = list(dict.fromkeys(total[total.method == ours].name))

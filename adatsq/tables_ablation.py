@@ -1,4 +1,4 @@
-"""The paper's table 3 in miniature: what `ablation` and `search_compare` stored, as rows for tables and figures."""
+"""The paper's table 3 in miniature: what `ablation` and `search_compare` stored, as tables."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -112,7 +112,7 @@ def missing(found: list[Ablation]) -> str:
 
 
 def verdict(rows: pd.DataFrame) -> str:
-    """Which rows (row, value, ci_low, ci_high) are above zero, which below, and of how many no more is known."""
+    """Which rows (row, value, ci_low, ci_high) are above zero, which below, and how many are neither."""
     said = []
     for word, mask in (("above zero", rows.ci_low > 0), ("below zero", rows.ci_high < 0)):
         part = rows[mask]

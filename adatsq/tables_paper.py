@@ -100,7 +100,7 @@ def order(scores: Scores, paper: pd.DataFrame, w_bits: int = 4) -> str:
         return f"{line}, too few for an order"
     said = []
     for metric, called in (("total", "the total"), ("psnr", "PSNR")):
-        tau = kendalltau(theirs[list(ours)], [scores.value(name, metric) for name in ours])
+        tau = kendalltau(theirs[list(ours)].to_numpy(), [scores.value(name, metric) for name in ours.values()])
         if pd.isna(tau.statistic):
             said.append(f"by {called} all of ours are alike")
         else:
@@ -126,7 +126,7 @@ def bits(scores: Scores) -> pd.DataFrame:
 
 
 def front(table: pd.DataFrame, x: str, y: str) -> list[str]:
-    """Rows of `bits` that no other row beats: none has as few bits x and as much quality y, and better one."""
+    """Rows of `bits` that no other row beats: with no more bits x and no less y, and better in one."""
     known = table[table.method != "fp"].dropna(subset=[x, y])
     return list(known.index[non_dominated(known.assign(worse=-known[y])[[x, "worse"]].to_numpy())])
 
