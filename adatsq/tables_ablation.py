@@ -26,13 +26,14 @@ SEARCHES = {"paper": "adatsq", "lagrangian": "hadamard+gptq"}  # held against th
 
 @dataclass(frozen=True)
 class Ablation:
-    """What is stored of a model; a table that is not stored is empty.
+    """What is stored of a model at one width of weights; a table that is not stored is empty.
 
     rows: NAME-ablation.csv. steps: NAME-ablation-steps.csv. compared: NAME-search-compare.csv, pictures: its
     psnr of each picture.
     """
 
     name: str
+    w_bits: int
     rows: pd.DataFrame
     steps: pd.DataFrame
     compared: pd.DataFrame
@@ -94,11 +95,15 @@ class Ablation:
         return pd.DataFrame(found)
 
 
-def read(results: str | Path, name: str) -> Ablation:
-    """What is stored of a model, by the last part of its name."""
-    names = ("ablation", "ablation-steps", "search-compare", "search-compare-pictures")
-    files = [Path(results) / f"{Path(name).name}-{suffix}.csv" for suffix in names]
-    return Ablation(name, *(pd.read_csv(f) if f.exists() else pd.DataFrame() for f in files))
+def read(results: str | Path, name: str, w_bits: int = 3) -> Ablation:
+    """What is stored of a model at these weight bits, by the last part of its name."""
+    tables = []
+    for suffix in ("ablation", "ablation-steps", "search-compare", "search-compare-pictures"):
+        file = Path(results) / f"{Path(name).name}-{suffix}.csv"
+        table = pd.read_csv(file) if file.exists() else pd.DataFrame()
+        rows = table if table.empty else table[table.w_bits == w_bits]
+        tables.append(pd.DataFrame() if rows.empty else rows)
+    return Ablation(name, w_bits, *tables)
 
 
 def missing(found: list[Ablation]) -> str:

@@ -98,9 +98,9 @@ def order(scores: Scores, paper: pd.DataFrame, w_bits: int = 4) -> str:
     line = f"at W{w_bits}A{w_bits}, {len(ours)} of the paper's {len(theirs)} methods are measured here"
     if len(ours) < 3:
         return f"{line}, too few for an order"
-    said = []
+    said, wanted = [], theirs[list(ours)].to_numpy()
     for metric, called in (("total", "the total"), ("psnr", "PSNR")):
-        tau = kendalltau(theirs[list(ours)].to_numpy(), [scores.value(name, metric) for name in ours.values()])
+        tau = kendalltau(wanted, [scores.value(name, metric) for name in ours.values()])
         if pd.isna(tau.statistic):
             said.append(f"by {called} all of ours are alike")
         else:
@@ -123,6 +123,21 @@ def bits(scores: Scores) -> pd.DataFrame:
     full = table.method == "fp"
     table.loc[full, ["effective_w_bits", "effective_bits"]] = 16.0
     return table
+
+
+def others(scores: Scores) -> pd.DataFrame:
+    """Rows of other libraries (`adatsq.peers`), which are no method of the paper: bits and quality."""
+    rows = scores.table[(scores.table.metric == "total") & ~scores.table.method.isin(ORDER)]
+    found = {
+        name: {
+            "bits per weight": scores.value(name, "effective_w_bits"),
+            "total": scores.value(name),
+            "PSNR, dB": scores.value(name, "psnr"),
+            "total minus FP": signed(difference(scores, name, "fp")),
+        }
+        for name in rows.name
+    }
+    return pd.DataFrame.from_dict(found, orient="index")
 
 
 def front(table: pd.DataFrame, x: str, y: str) -> list[str]:
