@@ -7,15 +7,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from adatsq.colors import method_color
-from adatsq.plots import BIT_COLORS, INK, lines
+from adatsq.plots import BIT_COLORS, INK, label_ends, lines
 
 MARKERS = {4: "o", 3: "v"}  # of the weights' nominal bits
-POLICY_COLORS = {  # of policies without a method's name
+POLICY_COLORS = {  # of activation bits, in figures that show no methods
     "uniform 3": "#999999",
     "uniform 4": "#333333",
-    "paper": "#D55E00",
+    "paper": "#A8A860",  # that of hadamard+gptq+search, which it is
     "lagrangian": "#0072B2",
     "random 0": "#56B4E9",
     "first steps at 8": "#CC79A7",
@@ -58,11 +59,11 @@ def quality(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, title
 
 
 def _label_points(ax: Axes, points: np.ndarray, names: Sequence[str], size: float = 6.5) -> None:
-    """A name right of each point, moved up or down until it covers no earlier name; a line leads back."""
+    """A name right of each point, moved up or down until it covers no point or name; a line leads back."""
     figure = ax.figure
     figure.canvas.draw()
-    pixel, taken = figure.dpi / 72, []
-    places = ax.transData.transform(points)
+    pixel, places = figure.dpi / 72, ax.transData.transform(points)
+    taken = [(x - 3 * pixel, y - 3 * pixel, x + 3 * pixel, y + 3 * pixel) for x, y in places]
     for i in sorted(range(len(names)), key=lambda i: (-places[i][1], places[i][0])):
         (px, py), width, height = places[i], 0.56 * size * len(names[i]) * pixel, 1.12 * size * pixel
         left = px + 7 * pixel
@@ -87,25 +88,34 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def panels(tables: dict[str, pd.DataFrame], title: str, xlabel: str) -> Figure:
+def panels(tables: dict[str, pd.DataFrame], title: str, xlabel: str, by: str = "method") -> Figure:
     """A panel per model, a line per row: dots with intervals, and zero. Rows as in `plots.differences`.
 
     All panels have the same rows, those of any model in the order in which they come; one that a model lacks
-    stays empty in its panel. Several dots of a row stand below each other.
+    stays empty in its panel. Several dots of a row stand below each other. by: the column that says what has
+    a colour, a method or, with a legend, a policy.
     """
     names = list(dict.fromkeys(name for table in tables.values() for name in table.row))
+    long = max(map(len, names)) > 28
     figure, axes = plt.subplots(
-        1, len(tables), figsize=(7.0, 1.1 + 0.22 * len(names)), sharey=True, squeeze=False
+        1, len(tables), figsize=(7.0, 1.1 + (0.3 if long else 0.22) * len(names)), sharey=True, squeeze=False
     )
     for ax, (model, table) in zip(axes[0], tables.items()):
         ax.axvline(0, color=INK, linewidth=0.8)
         repeats = table.groupby("row").cumcount() - (table.groupby("row").row.transform("size") - 1) / 2
-        y = np.array([len(names) - 1 - names.index(name) for name in table.row]) - 0.28 * repeats
+        y = np.array([len(names) - 1 - names.index(name) for name in table.row]) - 0.3 * repeats
         ax.hlines(y, table.ci_low, table.ci_high, color=INK, linewidth=1.1)
-        ax.scatter(table.value, y, color=[method_color(m) for m in table.method], s=22, zorder=3)
-        ax.set_title(model, fontsize=9, fontweight="normal")
+        colors = [POLICY_COLORS.get(value) or method_color(value) for value in table[by]]
+        ax.scatter(table.value, y, color=colors, s=22, zorder=3)
+        ax.set_title(model, fontsize=9 if len(tables) < 4 else 8, fontweight="normal")
         ax.set_ylim(-0.6, len(names) - 0.4)
-    axes[0, 0].set_yticks(range(len(names))[::-1], names)
+        ax.xaxis.set_major_locator(MaxNLocator(6 if len(tables) < 3 else 3))
+    labels = [name.replace(" minus ", "\nminus ") if long else name for name in names]
+    axes[0, 0].set_yticks(range(len(names))[::-1], labels, fontsize=7.5 if long or len(tables) > 2 else 9)
+    if by != "method":
+        kinds = list(dict.fromkeys(value for table in tables.values() for value in table[by]))
+        handles = [plt.Line2D([], [], marker="o", linewidth=0, color=POLICY_COLORS[kind]) for kind in kinds]
+        figure.legend(handles, kinds, loc="outside lower right", ncols=len(kinds))
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     figure.supxlabel(xlabel, fontsize=9)
     return figure
@@ -148,18 +158,24 @@ def shares(tables: dict[str, pd.DataFrame], title: str) -> Figure:
 
 
 def errors(along: pd.DataFrame, last: pd.DataFrame, title: str) -> Figure:
-    """Left: the error along the longest run. Right: that of the last latents, over the length of the run."""
-    figure, axes = plt.subplots(1, 2, figsize=(7.0, 3.4), sharey=True, width_ratios=(1, 1.25))
-    for ax, table, xlabel in ((axes[0], along, "step"), (axes[1], last, "steps of the run")):
-        lines(table, "", xlabel, "", POLICY_COLORS, log=True, ax=ax)
-        ax.set_xticks([n for n in table.index if n in (1, 2, 3, 4, 10, 20, 25, 30, 40, 50)])
-    for text in axes[0].texts:
-        text.set_visible(False)  # the right panel's labels name the lines of both
-        text.set_in_layout(False)
-    axes[0].set_title(f"along a run of {along.index.max()} steps", fontsize=9, fontweight="normal")
-    axes[1].set_title("at the end of runs of other lengths", fontsize=9, fontweight="normal")
-    axes[0].set_ylabel("relative squared error of the latents")
+    """The error along the longest run and, if there are shorter ones, that of the last latents of each."""
+    parts = [(along, "step", f"along a run of {along.index.max()} steps")]
+    if len(last) > 1:
+        parts.append((last, "steps of the run", "at the end of runs of several lengths"))
+    figure, axes = plt.subplots(1, len(parts), figsize=(7.0, 3.4), sharey=True, squeeze=False)
+    for ax, (table, xlabel, what) in zip(axes[0], parts):
+        ends = []
+        for name in table:
+            (line,) = ax.plot(table[name], color=POLICY_COLORS[name], marker="o", markersize=2.5)
+            ends.append((line, name))
+        ax.set_yscale("log")
+        ax.set_xticks([n for n in table.index if n in (1, 2, 3, 4, 10, 25, 50)])
+        ax.set_xlabel(xlabel)
+        ax.set_title(what, fontsize=9, fontweight="normal")
+    axes[0, 0].set_ylabel("relative squared error of the latents")
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    figure.canvas.draw()  # labels are placed in pixels
+    label_ends(ax, ends)
     return figure
 
 

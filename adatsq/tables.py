@@ -160,6 +160,11 @@ def narrow(table: pd.DataFrame) -> Styler:
     ).format(precision=3, na_rep="")
 
 
+def short(table: pd.DataFrame) -> pd.DataFrame:
+    """Numbers as text of four digits, empty where nothing is known; text as it is."""
+    return table.astype(object).map(lambda v: v if isinstance(v, str) else "" if pd.isna(v) else f"{v:.4g}")
+
+
 def _cell(row: tuple) -> str:
     """A value and its interval, as text."""
     digits = ".1f" if row.metric == "psnr" or row.metric.endswith("_s") else ".3f"

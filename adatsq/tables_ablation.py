@@ -21,7 +21,7 @@ CONTROLS = {  # in NAME-search-compare.csv, from none to one kind of freedom
     "same for all layers": "per timestep only",
     "static over time": "per layer only",
 }
-SEARCHES = {"paper": "adatsq", "lagrangian": "hadamard+gptq"}  # held against them; a colour for each
+SEARCHES = ("paper", "lagrangian")  # held against them
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,21 @@ class Ablation:
         return rows.set_index(["setting", "a_bits"]).value
 
     def differences(self, part: str) -> pd.DataFrame:
-        """PSNR of each setting of a part minus that of its baselines, on the same pictures, for `plots`."""
+        """PSNR of each setting of a part minus that of its baselines, on the same pictures, as `row`s.
+
+        Rows with one and the same baseline do not name it; those named by numbers are in their order.
+        """
         if self.rows.empty:
             return self.rows
         rows = self.rows[(self.rows.part == part) & (self.rows.metric == "psnr") & self.rows.baseline.notna()]
-        names = [f"{r.setting}, A{r.a_bits:g} minus {r.baseline}" for r in rows.itertuples()]
+        if part in ("tau", "beam", "prompts"):  # "uniform 8": by kind, activation bits, number
+            words = rows.setting.str.split(" ", n=1, expand=True)
+            order = rows.assign(kind=words[0], number=words[1].astype(float))
+            rows = order.sort_values(["kind", "a_bits", "number"], ascending=[False, True, True])
+        same = rows.baseline.nunique() == 1
+        names = [
+            f"{r.setting}, A{r.a_bits:g}" + f" minus {r.baseline}" * (not same) for r in rows.itertuples()
+        ]
         return rows.assign(row=names)
 
     def settings(self, part: str) -> pd.DataFrame:
@@ -91,7 +101,7 @@ class Ablation:
             if search in table and control in table:
                 values = (table[search] - table[control]).to_numpy()[:, None]
                 row = intervals(values, ["all"] * len(values), seed=SEED).loc["total"]
-                found.append({"control": control, "row": called, "method": SEARCHES[search], **row})
+                found.append({"control": control, "row": called, "search": search, **row})
         return pd.DataFrame(found)
 
 

@@ -106,7 +106,7 @@ def order(scores: Scores, paper: pd.DataFrame, w_bits: int = 4) -> str:
         else:
             said.append(f"by {called} Kendall's τ = {tau.statistic:.2f} (p = {tau.pvalue:.2f})")
     other = [f"{name} for {m}" for m, name in ours.items() if name.split()[0] != m]
-    return f"{line}{f' ({other[0]})' if other else ''}; like the paper's order, {', '.join(said)}"
+    return f"{line}{f' ({other[0]})' if other else ''}; likeness to the paper's order: {', '.join(said)}"
 
 
 def bits(scores: Scores) -> pd.DataFrame:
