@@ -153,10 +153,10 @@ def label(row: tuple) -> str:
     return row.method if row.method == "fp" else f"{row.method} W{row.w_bits:g}A{row.a_bits:g}"
 
 
-def narrow(table: pd.DataFrame) -> Styler:
-    """Small print in one line per row, for a page's width."""
+def narrow(table: pd.DataFrame, size: str = "90%", gap: str = "1em") -> Styler:
+    """Small print in one line per row, for a page's width. size: of the print. gap: right of each column."""
     return table.style.set_properties(
-        **{"white-space": "nowrap", "padding-right": "1em", "font-size": "90%"}
+        **{"white-space": "nowrap", "padding-right": gap, "font-size": size}
     ).format(precision=3, na_rep="")
 
 
