@@ -57,6 +57,13 @@ def difference(scores: Scores, name: str, baseline: str, metric: str = "total") 
     return rows.iloc[0] if len(rows) else None
 
 
+def likeness(scores: Scores, baseline: str) -> pd.DataFrame:
+    """PSNR of the paper's and our methods minus that of a baseline, as `row`s for figures."""
+    rows = scores.paired[(scores.paired.baseline == baseline) & (scores.paired.metric == "psnr")]
+    rows = rows[rows.method.isin(ORDER)]
+    return rows.assign(row=rows.name)
+
+
 def signed(row: pd.Series | None) -> str:
     """A difference above its interval, bold where that is apart from zero."""
     if row is None:
