@@ -47,7 +47,7 @@ def missing(scores: Scores | None, name: str, widths: tuple[int, ...] = (4, 3)) 
 
 def stacked(table: pd.DataFrame) -> pd.DataFrame:
     """Cells "value [low, high]" as HTML with the interval below the value."""
-    return table.map(lambda cell: re.sub(r" \[(.*), (.*)\]", r"<br><small>\1 to \2</small>", cell))
+    return table.map(lambda cell: re.sub(r" \[(.*), (.*)\]", r"<br><small>\1–\2</small>", cell))
 
 
 def difference(scores: Scores, name: str, baseline: str, metric: str = "total") -> pd.Series | None:

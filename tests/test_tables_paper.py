@@ -64,7 +64,7 @@ def test_differences_and_the_papers_numbers_in_one_line(scores):
     assert table.at["q-dit W4A4", "ours minus FP"] == "<b>-0.800</b><br><small>-0.950 to -0.650</small>"
     assert row["paper minus SVDQuant"] == "+0.0500" and row["paper"] == "0.6200"
     assert table.at["fp", "paper minus FP"] == "" and table.at["svdquant W4A4", "paper minus SVDQuant"] == ""
-    assert row["total"] == "0.800<br><small>0.650 to 0.950</small>"
+    assert row["total"] == "0.800<br><small>0.650–0.950</small>"
 
 
 def test_a_column_without_rows_is_left_out(scores):
