@@ -129,7 +129,7 @@ def missing(found: list[Ablation]) -> str:
 def verdict(rows: pd.DataFrame) -> str:
     """Which rows (row, value, ci_low, ci_high) are above zero, which below, and how many are neither."""
     said = []
-    for word, mask in (("above zero", rows.ci_low > 0), ("below zero", rows.ci_high < 0)):
+    for word, mask in (("Above zero", rows.ci_low > 0), ("Below zero", rows.ci_high < 0)):
         part = rows[mask]
         if len(part):
             said.append(f"{word}: {'; '.join(f'{r.row} ({r.value:+.2f})' for r in part.itertuples())}")

@@ -57,7 +57,7 @@ def test_differences_are_in_order_and_at_one_width(found):
     rows = found.differences("tau")
     assert rows.row.tolist() == ["tau 0.5, A3", "tau 2, A3"]  # one baseline: it is not named
     said = tables_ablation.verdict(rows)
-    assert said == "of 2 differences, 1 cannot be told from zero. above zero: tau 2, A3 (+1.00)"
+    assert said == "of 2 differences, 1 cannot be told from zero. Above zero: tau 2, A3 (+1.00)"
     assert found.settings("tau").psnr.tolist() == ["20.0 [19.0, 21.0]", "21.0 [20.0, 22.0]"]
     assert len(found.rows) == 7  # without the row of 4 bits
 
