@@ -147,11 +147,11 @@ def lines(
     if table.index[0] > table.index[-1]:
         ax.invert_xaxis()
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    _label_ends(ax, labels)
+    label_ends(ax, labels)
     return ax
 
 
-def _label_ends(ax: Axes, labels: list[tuple[plt.Line2D, str]]) -> None:
+def label_ends(ax: Axes, labels: list[tuple[plt.Line2D, str]]) -> None:
     """Each line's name right of its last point, moved apart where two would overlap."""
     pixel = ax.figure.dpi / 72
     ends = [ax.transData.transform(line.get_xydata()[-1]) for line, _ in labels]

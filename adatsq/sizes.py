@@ -4,6 +4,10 @@ torch's meta device builds a model of any size without its numbers. The configur
 published checkpoints; where a diffusers class has them as its defaults, nothing is repeated here.
 """
 
+import json
+from pathlib import Path
+
+import diffusers
 import pandas as pd
 import torch
 from diffusers import (
@@ -113,6 +117,25 @@ def hessian_bytes(model: str) -> int:
     for layer in layers:
         blocks[layer.block] = blocks.get(layer.block, 0) + 4 * layer.in_features**2
     return max(blocks.values())
+
+
+def branch_bits(model: str | Path, rank: int) -> float:
+    """Bits per weight that a 16-bit branch of this rank adds to layers with quantised activations.
+
+        sum_l 16 r (in_l + out_l) / sum_l in_l out_l
+
+    model: a name in REAL, or a folder, of which only the transformer's configuration is read.
+    FileNotFoundError if that is not there.
+    """
+    with torch.device("meta"):
+        if str(model) in REAL:
+            transformer = next(iter(REAL[str(model)].values()))()
+        else:
+            config = json.loads((Path(model) / "transformer" / "config.json").read_text())
+            transformer = getattr(diffusers, config["_class_name"]).from_config(config)
+    layers = [layer for layer in quantizable(transformer) if layer.role == "act"]
+    weights = sum(layer.in_features * layer.out_features for layer in layers)
+    return sum(16 * rank * (layer.in_features + layer.out_features) for layer in layers) / weights
 
 
 def _saved_bytes(transformer: nn.Module, w_bits: int) -> float:

@@ -14,8 +14,17 @@ from pandas.io.formats.style import Styler
 from adatsq.results import ORDER
 
 NO_SCORES = "No scores are stored for {}: `python -m adatsq.benchmark --model ...` measures them, on a GPU."
-# Ours, beside the row of the paper that is nearest to it; QuaRot is a Hadamard rotation and GPTQ.
-COUNTERPARTS = {"fp": "fp", "quarot": "hadamard+gptq", "adatsq": "adatsq"}
+# Rows of the paper, and ours that stand beside each: the first of these that is measured. QuaRot is a
+# Hadamard rotation and GPTQ, as hadamard+gptq is.
+COUNTERPARTS = {
+    "fp": ("fp",),
+    "q-dit": ("q-dit",),
+    "smoothquant": ("smoothquant",),
+    "quarot": ("quarot", "hadamard+gptq"),
+    "vidit-q": ("vidit-q",),
+    "svdquant": ("svdquant",),
+    "adatsq": ("adatsq",),
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class Scores:
         theirs = {(r.method, int(r.w_bits)): r.value for r in paper.itertuples() if r.metric == "total"}
         rows = {}
         for (method, w_bits), value in theirs.items():
-            names = self._names(COUNTERPARTS.get(method), w_bits)
+            names = self.counterparts(method, w_bits)
             bits = "" if method == "fp" else f" W{w_bits}A{w_bits}"
             for name in names or ["not measured here"]:
                 ours = self.value(name)
@@ -91,23 +100,27 @@ class Scores:
         table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(index=["the paper's row", "our row"])
         lines = []
         for (method, w_bits), value in theirs.items():
-            for other, baseline in (("fp", "fp"), ("quarot", "hadamard+gptq")):
+            for other in ("fp", "svdquant", "quarot"):
                 base = theirs.get((other, 16 if other == "fp" else w_bits))
                 if method == "adatsq" and base is not None:
-                    for name in self._names("adatsq", w_bits):
-                        lines += self._agreement(name, baseline, f"{method} minus {other}", value - base)
+                    for name in self.counterparts("adatsq", w_bits):
+                        lines += self._agreement(name, other, f"{method} minus {other}", value - base)
         return table, lines
 
-    def _names(self, method: str | None, w_bits: int) -> list[str]:
-        rows = self.table[(self.table.method == method) & (self.table.w_bits == w_bits)]
-        return list(dict.fromkeys(rows.name))
+    def counterparts(self, method: str, w_bits: int) -> list[str]:
+        """Names of our rows beside a row of the paper, one per budget; none if none is measured."""
+        total = self.table[(self.table.w_bits == w_bits) & (self.table.metric == "total")]
+        for ours in COUNTERPARTS.get(method, ()):
+            names = list(dict.fromkeys(total[total.method == ours].name))
+            if names:
+                return names
+        return []
 
-    def _agreement(self, name: str, baseline: str, what: str, theirs: float) -> list[str]:
-        mine = self.paired[
-            (self.paired.name == name) & (self.paired.baseline == baseline) & (self.paired.metric == "total")
-        ]
-        lines = []
-        for row in mine.itertuples():
+    def _agreement(self, name: str, other: str, what: str, theirs: float) -> list[str]:
+        """other: the paper's row; held against the first of its counterparts that ours is paired with."""
+        mine, lines = self.paired[(self.paired.name == name) & (self.paired.metric == "total")], []
+        known = [ours for ours in COUNTERPARTS[other] if (mine.baseline == ours).any()]
+        for row in mine[mine.baseline.isin(known[:1])].itertuples():
             if row.ci_low <= 0 <= row.ci_high:
                 agree = "ours cannot be told from no difference"
             else:
@@ -140,11 +153,16 @@ def label(row: tuple) -> str:
     return row.method if row.method == "fp" else f"{row.method} W{row.w_bits:g}A{row.a_bits:g}"
 
 
-def narrow(table: pd.DataFrame) -> Styler:
-    """Small print in one line per row, for a page's width."""
-    return table.style.set_properties(
-        **{"white-space": "nowrap", "padding-right": "1em", "font-size": "90%"}
-    ).format(precision=3, na_rep="")
+def narrow(table: pd.DataFrame, size: str = "90%", gap: str = "1em") -> Styler:
+    """Small print in one line per row, for a page's width. size: of the print. gap: right of each column."""
+    style = table.style.set_properties(**{"white-space": "nowrap", "padding-right": gap, "font-size": size})
+    heads = {"selector": "th", "props": [("font-size", size), ("padding-right", gap)]}
+    return style.set_table_styles([heads]).format(precision=3, na_rep="")
+
+
+def short(table: pd.DataFrame) -> pd.DataFrame:
+    """Numbers as text of four digits, empty where nothing is known; text as it is."""
+    return table.astype(object).map(lambda v: v if isinstance(v, str) else "" if pd.isna(v) else f"{v:.4g}")
 
 
 def _cell(row: tuple) -> str:

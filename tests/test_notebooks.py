@@ -31,6 +31,7 @@ SMALL = {
     "07_z_image": {"steps": 2, "calibration_images": 2, "search_images": 1, "beam": 1, "widths": [3]},
     "08_wan": {"steps": 2, "calibration_clips": 1, "shown": ["speed"], "w_bits": [3], "beam": 1},
     "09_profiles": {"tested": ["../data/models/flux-dev-mini"], "images": 2, "steps": 2, "resamples": 20},
+    "10_tables": {"images": {"flux-schnell-mini": "flux-schnell"}},
 }
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 

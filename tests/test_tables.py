@@ -85,3 +85,23 @@ def test_the_stored_results_of_the_dev_model_can_be_read():
     assert len(lines) >= 4 and table.at[("adatsq W4A4", "adatsq W4A4"), "paper"] == 0.6183
     assert len(scores.differences("adatsq", "total")) > 5
     assert scores.show(["total"]).index[0] == "fp"
+
+
+def test_quarot_stands_beside_its_own_row_where_that_is_measured(tmp_path):
+    scores = tables.read(written(tmp_path, (-0.1, -0.2, -0.05)), "m")
+    assert scores.counterparts("quarot", 3) == ["hadamard+gptq W3A3"]
+    assert scores.counterparts("quarot", 4) == scores.counterparts("svdquant", 3) == []
+    own = scores.table[scores.table.method == "hadamard+gptq"].assign(method="quarot", name="quarot W3A3")
+    both = tables.Scores(pd.concat([scores.table, own]), scores.paired)
+    assert both.counterparts("quarot", 3) == ["quarot W3A3"]
+    # paired with hadamard+gptq alone: that is the difference which is shown, under its own name
+    theirs = pd.concat([paper(0.7, 0.9), paper(0.7, 0.9).iloc[[1]].assign(method="quarot")])
+    lines = both.beside(theirs)[1]
+    assert [
+        line for line in lines if "adatsq minus quarot: +0.800" in line and "minus hadamard+gptq A3" in line
+    ]
+
+
+def test_short_numbers():
+    found = tables.short(pd.DataFrame({"a": [1234.567, None], "b": ["text", 0.00012346]}))
+    assert found.to_numpy().tolist() == [["1235", "text"], ["", "0.0001235"]]

@@ -1,0 +1,189 @@
+"""Figures of the paper's tables in miniature: quality against real bits, differences, shares, errors."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from adatsq.colors import method_color
+from adatsq.plots import BIT_COLORS, INK, label_ends, lines
+
+MARKERS = {4: "o", 3: "v"}  # of the weights' nominal bits
+POLICY_COLORS = {  # of activation bits, in figures that show no methods
+    "uniform 3": "#999999",
+    "uniform 4": "#333333",
+    "paper": "#A8A860",  # that of hadamard+gptq+search, which it is
+    "lagrangian": "#0072B2",
+    "random 0": "#56B4E9",
+    "first steps at 8": "#CC79A7",
+    "last steps at 8": "#7A2964",
+    "static over time": "#009E73",
+    "same for all layers": "#E69F00",
+}
+
+
+def quality(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, title: str) -> Axes:
+    """A point per row of `tables_paper.bits`, labelled: full precision as a line if it is known.
+
+    Circles for 4-bit weights, triangles for 3-bit ones; the label names the activation bits where they are
+    not those of the weights.
+    """
+    known = table[table.method != "fp"].dropna(subset=[x, y])
+    _, ax = plt.subplots(figsize=(7.0, 4.8))
+    for w_bits, marker in MARKERS.items():
+        rows = known[known.w_bits == w_bits]
+        colors = [method_color(method) for method in rows.method]
+        ax.scatter(
+            rows[x], rows[y], c=colors, marker=marker, s=30, edgecolor=INK, linewidth=0.3, label=f"W{w_bits}"
+        )
+    full = table[table.method == "fp"][y].dropna()
+    if len(full):
+        ax.axhline(full.iloc[0], color=INK, linewidth=0.8, linestyle=":")
+        ax.annotate(
+            "full precision", (1, full.iloc[0]), xycoords=ax.get_yaxis_transform(), ha="right", va="bottom"
+        )
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    ax.margins(0.03, 0.06)
+    low, high = ax.get_xlim()
+    ax.set_xlim(low, high + 0.22 * (high - low))  # room for labels
+    legend = ax.legend(loc="lower right", title="weights")
+    for handle in legend.legend_handles:
+        handle.set_facecolor("white")
+    names = [r.method + (f" A{r.a_bits:g}" if r.a_bits != r.w_bits else "") for r in known.itertuples()]
+    _label_points(ax, known[[x, y]].to_numpy(dtype=float), names)
+    return ax
+
+
+def _label_points(ax: Axes, points: np.ndarray, names: Sequence[str], size: float = 6.5) -> None:
+    """A name right of each point, moved up or down until it covers no point or name; a line leads back."""
+    figure = ax.figure
+    figure.canvas.draw()
+    pixel, places = figure.dpi / 72, ax.transData.transform(points)
+    taken = [(x - 3 * pixel, y - 3 * pixel, x + 3 * pixel, y + 3 * pixel) for x, y in places]
+    for i in sorted(range(len(names)), key=lambda i: (-places[i][1], places[i][0])):
+        (px, py), width, height = places[i], 0.56 * size * len(names[i]) * pixel, 1.12 * size * pixel
+        left = px + 7 * pixel
+        for shift in sorted(np.arange(-60, 61) * 2.0 * pixel, key=abs):
+            box = (left, py + shift - height / 2, left + width, py + shift + height / 2)
+            if not any(_overlap(box, other) for other in taken):
+                break
+        taken.append(box)
+        ax.annotate(
+            names[i],
+            points[i],
+            xytext=(7, shift / pixel),
+            textcoords="offset points",
+            fontsize=size,
+            va="center",
+            color=INK,
+            arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3},
+        )
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def panels(tables: dict[str, pd.DataFrame], title: str, xlabel: str, by: str = "method") -> Figure:
+    """A panel per model, a line per row: dots with intervals, and zero. Rows as in `plots.differences`.
+
+    All panels have the same rows, those of any model in the order in which they come; one that a model lacks
+    stays empty in its panel. Several dots of a row stand below each other. by: the column that says what has
+    a colour, a method or, with a legend, a policy.
+    """
+    names = list(dict.fromkeys(name for table in tables.values() for name in table.row))
+    long = max(map(len, names)) > 28
+    figure, axes = plt.subplots(
+        1, len(tables), figsize=(7.0, 1.1 + (0.3 if long else 0.22) * len(names)), sharey=True, squeeze=False
+    )
+    for ax, (model, table) in zip(axes[0], tables.items()):
+        ax.axvline(0, color=INK, linewidth=0.8)
+        repeats = table.groupby("row").cumcount() - (table.groupby("row").row.transform("size") - 1) / 2
+        y = np.array([len(names) - 1 - names.index(name) for name in table.row]) - 0.3 * repeats
+        ax.hlines(y, table.ci_low, table.ci_high, color=INK, linewidth=1.1)
+        colors = [POLICY_COLORS.get(value) or method_color(value) for value in table[by]]
+        ax.scatter(table.value, y, color=colors, s=22, zorder=3)
+        ax.set_title(model, fontsize=9 if len(tables) < 4 else 8, fontweight="normal")
+        ax.set_ylim(-0.6, len(names) - 0.4)
+        ax.xaxis.set_major_locator(MaxNLocator(6 if len(tables) < 3 else 3))
+    labels = [name.replace(" minus ", "\nminus ") if long else name for name in names]
+    axes[0, 0].set_yticks(range(len(names))[::-1], labels, fontsize=7.5 if long or len(tables) > 2 else 9)
+    if by != "method":
+        kinds = list(dict.fromkeys(value for table in tables.values() for value in table[by]))
+        handles = [plt.Line2D([], [], marker="o", linewidth=0, color=POLICY_COLORS[kind]) for kind in kinds]
+        figure.legend(handles, kinds, loc="outside lower right", ncols=len(kinds))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    figure.supxlabel(xlabel, fontsize=9)
+    return figure
+
+
+def shares(tables: dict[str, pd.DataFrame], title: str) -> Figure:
+    """Stacked bars per model: shares of 3, 4 and 8 bits (columns) in each policy (index)."""
+    rows = max(len(table) for table in tables.values())
+    figure, axes = plt.subplots(
+        1, len(tables), figsize=(7.0, 1.2 + 0.24 * rows), sharey=True, sharex=True, squeeze=False
+    )
+    for ax, (model, table) in zip(axes[0], tables.items()):
+        y, left = np.arange(len(table))[::-1], np.zeros(len(table))
+        for bits in table:
+            ax.barh(y, table[bits], 0.75, left, color=BIT_COLORS[bits], edgecolor=INK, linewidth=0.3)
+            for place, start, width in zip(y, left, table[bits]):
+                if width >= 0.16 / (1 if len(tables) < 3 else 0.6):
+                    color = "white" if bits == 8 else INK
+                    ax.text(
+                        start + width / 2,
+                        place,
+                        f"{width:.0%}",
+                        ha="center",
+                        va="center",
+                        fontsize=7,
+                        color=color,
+                    )
+            left = left + table[bits].to_numpy()
+        ax.set_yticks(y, table.index)
+        ax.set_title(model, fontsize=9, fontweight="normal")
+        ax.tick_params(length=0)
+        ax.set_xlim(0, 1)
+        ax.xaxis.set_major_formatter("{x:.0%}")
+    handles = [
+        plt.Rectangle((0, 0), 1, 1, facecolor=BIT_COLORS[b], edgecolor=INK, linewidth=0.3) for b in (3, 4, 8)
+    ]
+    figure.legend(handles, ["3 bits", "4 bits", "8 bits"], loc="outside lower right", ncols=3)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return figure
+
+
+def errors(along: pd.DataFrame, last: pd.DataFrame, title: str) -> Figure:
+    """The error along the longest run and, if there are shorter ones, that of the last latents of each."""
+    parts = [(along, "step", f"along a run of {along.index.max()} steps")]
+    if len(last) > 1:
+        parts.append((last, "steps of the run", "at the end of runs of several lengths"))
+    figure, axes = plt.subplots(1, len(parts), figsize=(7.0, 3.4), sharey=True, squeeze=False)
+    for ax, (table, xlabel, what) in zip(axes[0], parts):
+        ends = []
+        for name in table:
+            (line,) = ax.plot(table[name], color=POLICY_COLORS[name], marker="o", markersize=2.5)
+            ends.append((line, name))
+        ax.set_yscale("log")
+        ax.set_xticks([n for n in table.index if n in (1, 2, 3, 4, 10, 25, 50)])
+        ax.set_xlabel(xlabel)
+        ax.set_title(what, fontsize=9, fontweight="normal")
+    axes[0, 0].set_ylabel("relative squared error of the latents")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    figure.canvas.draw()  # labels are placed in pixels
+    label_ends(ax, ends)
+    return figure
+
+
+def over_prompts(values: dict[str, pd.Series], title: str, ylabel: str, ax: Axes | None = None) -> Axes:
+    """Lines over the number of calibration prompts, on a logarithmic axis. values: {label: Series}."""
+    table = pd.DataFrame(values).sort_index()
+    ax = ax or plt.subplots(figsize=(7.0, 3.0))[1]
+    ax.set_xscale("log", base=2)
+    lines(table, title, "calibration prompts", ylabel, ax=ax)
+    ax.set_xticks(table.index, [f"{n:g}" for n in table.index])
+    return ax

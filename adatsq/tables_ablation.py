@@ -1,0 +1,163 @@
+"""The paper's table 3 in miniature: what `ablation` and `search_compare` stored, as tables."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from adatsq.evaluate import intervals
+from adatsq.results import SEED
+
+ABLATION = "`python -m adatsq.ablation --model data/models/{}`"
+COMPARE = "`python -m adatsq.search_compare --model data/models/{}`"
+PAPER_SHARES = {3: 0.8, 4: 0.1, 8: 0.1}  # of bits in the paper's policies, as it reports them
+CONTROLS = {  # in NAME-search-compare.csv, from none to one kind of freedom
+    "uniform 3": "3 bits everywhere",
+    "random": "random places",
+    "first steps at 8": "8 bits for the first steps",
+    "last steps at 8": "8 bits for the last steps",
+    "same for all layers": "per timestep only",
+    "static over time": "per layer only",
+}
+SEARCHES = ("paper", "lagrangian")  # held against them
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What is stored of a model at one width of weights; a table that is not stored is empty.
+
+    rows: NAME-ablation.csv. steps: NAME-ablation-steps.csv. compared: NAME-search-compare.csv, pictures: its
+    psnr of each picture.
+    """
+
+    name: str
+    w_bits: int
+    rows: pd.DataFrame
+    steps: pd.DataFrame
+    compared: pd.DataFrame
+    pictures: pd.DataFrame
+
+    def values(self, part: str, metric: str) -> pd.Series:
+        """A metric of each setting of a part, index (setting, a_bits)."""
+        if self.rows.empty:
+            return pd.Series(dtype=float)
+        rows = self.rows[(self.rows.part == part) & (self.rows.metric == metric) & self.rows.baseline.isna()]
+        return rows.set_index(["setting", "a_bits"]).value
+
+    def differences(self, part: str) -> pd.DataFrame:
+        """PSNR of each setting of a part minus that of its baselines, on the same pictures, as `row`s.
+
+        Rows with one and the same baseline do not name it; those named by numbers are in their order.
+        """
+        if self.rows.empty:
+            return self.rows
+        rows = self.rows[(self.rows.part == part) & (self.rows.metric == "psnr") & self.rows.baseline.notna()]
+        if part in ("tau", "beam", "prompts"):  # "uniform 8": by kind, activation bits, number
+            words = rows.setting.str.split(" ", n=1, expand=True)
+            order = rows.assign(kind=words[0], number=words[1].astype(float))
+            rows = order.sort_values(["kind", "a_bits", "number"], ascending=[False, True, True])
+        same = rows.baseline.nunique() == 1
+        names = [
+            f"{r.setting}, A{r.a_bits:g}" + f" minus {r.baseline}" * (not same) for r in rows.itertuples()
+        ]
+        return rows.assign(row=names)
+
+    def settings(self, part: str) -> pd.DataFrame:
+        """A row per setting of a part: PSNR with its interval and what the search found and cost."""
+        if self.rows.empty:
+            return self.rows
+        rows = self.rows[(self.rows.part == part) & self.rows.baseline.isna()]
+        table = rows.pivot_table(index=["setting", "a_bits"], columns="metric", values="value", sort=False)
+        psnr = rows[rows.metric == "psnr"].set_index(["setting", "a_bits"])
+        cells = [f"{r.value:.1f} [{r.ci_low:.1f}, {r.ci_high:.1f}]" for r in psnr.itertuples()]
+        table["psnr"] = pd.Series(cells, index=psnr.index)
+        return table
+
+    def budgets(self) -> list[float]:
+        return [] if self.compared.empty else sorted(self.compared.budget.unique())
+
+    def policies(self, budget: float) -> pd.DataFrame:
+        """A row per policy of this budget, the random ones as one: bits, PSNR, cost."""
+        rows = self.compared[self.compared.budget == budget].copy()
+        rows["policy"] = rows.search.str.replace(r"^random \d+$", "random", regex=True)
+        columns = ["average_bits", "flop_weighted_bits", "psnr", "calls", "search_s", "hypervolume"]
+        columns = [c for c in columns if c in rows]
+        table = rows.groupby("policy", sort=False)[columns].mean()
+        table.insert(0, "policies", rows.groupby("policy").size())
+        return table
+
+    def over_controls(self, search: str, budget: float) -> pd.DataFrame:
+        """PSNR of a searched policy minus that of each control, on the same pictures, with 95% intervals.
+
+        Of the random ones, the mean over all of them for each picture.
+        """
+        rows = self.pictures[self.pictures.budget == budget]
+        table = rows.assign(search=rows.search.str.replace(r"^random \d+$", "random", regex=True))
+        table = table.pivot_table(index="picture", columns="search", values="psnr")
+        found = []
+        for control, called in CONTROLS.items():
+            if search in table and control in table:
+                values = (table[search] - table[control]).to_numpy()[:, None]
+                row = intervals(values, ["all"] * len(values), seed=SEED).loc["total"]
+                found.append({"control": control, "row": called, "search": search, **row})
+        return pd.DataFrame(found)
+
+
+def read(results: str | Path, name: str, w_bits: int = 3) -> Ablation:
+    """What is stored of a model at these weight bits, by the last part of its name."""
+    tables = []
+    for suffix in ("ablation", "ablation-steps", "search-compare", "search-compare-pictures"):
+        file = Path(results) / f"{Path(name).name}-{suffix}.csv"
+        table = pd.read_csv(file) if file.exists() else pd.DataFrame()
+        rows = table if table.empty else table[table.w_bits == w_bits]
+        tables.append(pd.DataFrame() if rows.empty else rows)
+    return Ablation(name, w_bits, *tables)
+
+
+def missing(found: list[Ablation]) -> str:
+    """Which files are not stored, and the commands that measure them."""
+    lines = []
+    for command, tables in ((ABLATION, ("rows", "steps")), (COMPARE, ("compared",))):
+        names = [a.name for a in found if any(getattr(a, table).empty for table in tables)]
+        if names:
+            lines.append(f"{command.format('NAME')} is still to run, or to end, for {', '.join(names)}")
+    return "; ".join(lines) + "." if lines else "All files are stored."
+
+
+def verdict(rows: pd.DataFrame) -> str:
+    """Which rows (row, value, ci_low, ci_high) are above zero, which below, and how many are neither."""
+    said = []
+    for word, mask in (("Above zero", rows.ci_low > 0), ("Below zero", rows.ci_high < 0)):
+        part = rows[mask]
+        if len(part):
+            said.append(f"{word}: {'; '.join(f'{r.row} ({r.value:+.2f})' for r in part.itertuples())}")
+    rest = len(rows) - sum((rows.ci_low > 0) | (rows.ci_high < 0))
+    return ". ".join([f"of {len(rows)} differences, {rest} cannot be told from zero", *said])
+
+
+def last_errors(steps: pd.DataFrame) -> pd.DataFrame:
+    """Relative squared error of the last latents: a row per length of the run, a column per policy."""
+    last = steps[steps.step == steps.steps]
+    return last.pivot_table(index="steps", columns="method", values="value", sort=False).sort_index()
+
+
+def along(steps: pd.DataFrame, length: int) -> pd.DataFrame:
+    """Relative squared error after each step of a run of this length: a column per policy."""
+    rows = steps[steps.steps == length]
+    return rows.pivot_table(index="step", columns="method", values="value", sort=False)
+
+
+def picked(ablation: Ablation) -> pd.DataFrame:
+    """Shares of 3, 4 and 8 bits in the policies that searches pick, index "search, budget"."""
+    columns = {bits: ablation.values("picked", f"share_{bits}") for bits in PAPER_SHARES}
+    table = pd.DataFrame(columns)
+    table.index = [f"{name}, {budget:g} bits" for name, budget in table.index]
+    return table
+
+
+def distances(shares: pd.DataFrame) -> Iterator[tuple[str, float]]:
+    """(policy, share of its entries that would have to change to have the paper's shares)."""
+    for name, row in shares.iterrows():
+        yield name, float(np.abs(row - pd.Series(PAPER_SHARES)).sum() / 2)

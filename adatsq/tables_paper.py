@@ -1,0 +1,216 @@
+"""The paper's tables 1, 2 and 4 in miniature: our rows with their intervals, the paper's beside them.
+
+Numbers of the paper are of other models, prompts and judges: only differences and order are compared.
+"""
+
+import re
+
+import pandas as pd
+from scipy.stats import kendalltau
+
+from adatsq.benchmark import BUDGETS
+from adatsq.pareto import non_dominated
+from adatsq.results import ORDER
+from adatsq.rows import SEARCHED
+from adatsq.tables import Scores
+
+COMMAND = "`python -m adatsq.benchmark --model data/models/{}`"
+UNIFORM = ("fp", "rtn", "hadamard", "hadamard+gptq", "adatsq-weights")  # all activations at the row's bits
+COSTS = {
+    "record_s": "record, s",
+    "fisher_s": "Fisher, s",
+    "quantize_s": "weights, s",
+    "search_s": "search, s",
+    "judge_s": "pick, s",
+    "calibration_calls": "weights, calls",
+    "fisher_calls": "Fisher, calls",
+    "search_calls": "search, calls",
+    "quantize_peak_bytes": "peak, MB",
+}
+
+
+def missing(scores: Scores | None, name: str, widths: tuple[int, ...] = (4, 3)) -> str:
+    """Which rows are not stored yet, and the command that measures them."""
+    command = COMMAND.format(name)
+    if scores is None:
+        return f"{name}: no rows are stored; {command} measures them, on a GPU."
+    lacking: dict[tuple[str, ...], list[str]] = {}
+    for method in ORDER[1:]:
+        wanted = [(w, a) for w in widths for a in (BUDGETS[w] if method in SEARCHED else (w,))]
+        bits = [f"W{w}A{a:g}" for w, a in wanted if f"{method} W{w}A{a:g}" not in set(scores.table.name)]
+        lacking.setdefault(tuple(bits), []).append(method)
+    absent = [f"{', '.join(methods)} ({' and '.join(bits)})" for bits, methods in lacking.items() if bits]
+    if not absent:
+        return f"{name}: every method is measured."
+    return f"{name}: not measured yet, and so absent: {'; '.join(absent)}. {command} measures them, on a GPU."
+
+
+def stacked(table: pd.DataFrame) -> pd.DataFrame:
+    """Cells "value [low, high]" as HTML with the interval below the value."""
+    return table.map(lambda cell: re.sub(r" \[(.*), (.*)\]", r"<br><small>\1–\2</small>", cell))
+
+
+def difference(scores: Scores, name: str, baseline: str, metric: str = "total") -> pd.Series | None:
+    """The paired row "name minus baseline" (a method, at the same weight bits); None if not measured."""
+    paired = scores.paired
+    rows = paired[(paired.name == name) & (paired.baseline == baseline) & (paired.metric == metric)]
+    return rows.iloc[0] if len(rows) else None
+
+
+def likeness(scores: Scores, baseline: str) -> pd.DataFrame:
+    """PSNR of the paper's and our methods minus that of a baseline, as `row`s for figures."""
+    rows = scores.paired[(scores.paired.baseline == baseline) & (scores.paired.metric == "psnr")]
+    rows = rows[rows.method.isin(ORDER)]
+    return rows.assign(row=rows.name)
+
+
+def signed(row: pd.Series | None) -> str:
+    """A difference above its interval, bold where that is apart from zero."""
+    if row is None:
+        return ""
+    value = f"{row.value:+.3f}"
+    value = f"<b>{value}</b>" if row.ci_low > 0 or row.ci_high < 0 else value
+    return f"{value}<br><small>{row.ci_low:+.3f} to {row.ci_high:+.3f}</small>"
+
+
+def against(scores: Scores, paper: pd.DataFrame) -> pd.DataFrame:
+    """Each row minus SVDQuant and minus FP, with intervals; the paper's total and differences beside ours.
+
+    paper: rows of `data/paper.csv` for this model. A column of which nothing is known is left out.
+    """
+    theirs = {(r.method, int(r.w_bits)): r.value for r in paper.itertuples() if r.metric == "total"}
+    beside = {name: key for key in theirs for name in scores.counterparts(*key)}
+    rows = {}
+    for name in scores.show(["total"]).index:
+        key = beside.get(name)
+        row = {
+            "ours minus SVDQuant": signed(difference(scores, name, "svdquant")),
+            "ours minus FP": signed(difference(scores, name, "fp")),
+            "paper's row": "" if key is None else key[0],
+            "paper": "" if key is None else f"{theirs[key]:.4f}",
+        }
+        for called, base in (("SVDQuant", ("svdquant", key and key[1])), ("FP", ("fp", 16))):
+            known = key not in (None, base) and base in theirs
+            row[f"paper minus {called}"] = f"{theirs[key] - theirs[base]:+.4f}" if known else ""
+        rows[name] = row
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.insert(0, "total", stacked(scores.show(["total"]))["total"])
+    return table.loc[:, (table != "").any()]
+
+
+def order(scores: Scores, paper: pd.DataFrame, w_bits: int = 4) -> str:
+    """Kendall's tau between the paper's order of methods and ours, by the total and by PSNR."""
+    theirs = paper[(paper.w_bits == w_bits) & (paper.metric == "total")].set_index("method").value
+    ours = {method: names[0] for method in theirs.index if (names := scores.counterparts(method, w_bits))}
+    line = f"at W{w_bits}A{w_bits}, {len(ours)} of the paper's {len(theirs)} methods are measured here"
+    if len(ours) < 3:
+        return f"{line}, too few for an order"
+    said, wanted = [], theirs[list(ours)].to_numpy()
+    for metric, called in (("total", "the total"), ("psnr", "PSNR")):
+        tau = kendalltau(wanted, [scores.value(name, metric) for name in ours.values()])
+        if pd.isna(tau.statistic):
+            said.append(f"by {called} all of ours are alike")
+        else:
+            said.append(f"by {called} Kendall's τ = {tau.statistic:.2f} (p = {tau.pvalue:.2f})")
+    other = [f"{name} for {m}" for m, name in ours.items() if name.split()[0] != m]
+    return f"{line}{f' ({other[0]})' if other else ''}; likeness to the paper's order: {', '.join(said)}"
+
+
+def bits(scores: Scores) -> pd.DataFrame:
+    """A row per measured row: what its bits really are, and its quality; numbers."""
+    facts = ["effective_w_bits", "effective_bits", "average_bits", "flop_weighted_bits", "transformer_bytes"]
+    rows = scores.table[
+        scores.table.method.isin(ORDER) & scores.table.name.isin(scores.show(["total"]).index)
+    ]
+    table = rows.pivot_table(index="name", columns="metric", values="value", aggfunc="first")
+    table = table.reindex(index=scores.show(["total"]).index, columns=[*facts, "total", "psnr"])
+    table = rows.groupby("name", sort=False)[["method", "w_bits", "a_bits"]].first().join(table, how="right")
+    same = table.method.isin(UNIFORM)
+    table["flop_weighted_bits"] = table.flop_weighted_bits.fillna(table.a_bits.where(same))
+    full = table.method == "fp"
+    table.loc[full, ["effective_w_bits", "effective_bits"]] = 16.0
+    return table
+
+
+def others(scores: Scores) -> pd.DataFrame:
+    """Rows of other libraries (`adatsq.peers`), which are no method of the paper: bits and quality."""
+    rows = scores.table[(scores.table.metric == "total") & ~scores.table.method.isin(ORDER)]
+    found = {
+        name: {
+            "bits per weight": scores.value(name, "effective_w_bits"),
+            "total": scores.value(name),
+            "PSNR, dB": scores.value(name, "psnr"),
+            "total minus FP": signed(difference(scores, name, "fp")),
+        }
+        for name in rows.name
+    }
+    return pd.DataFrame.from_dict(found, orient="index")
+
+
+def front(table: pd.DataFrame, x: str, y: str) -> list[str]:
+    """Rows of `bits` that no other row beats: with no more bits x and no less y, and better in one."""
+    known = table[table.method != "fp"].dropna(subset=[x, y])
+    return list(known.index[non_dominated(known.assign(worse=-known[y])[[x, "worse"]].to_numpy())])
+
+
+def dimensions(scores: Scores | None, paper: pd.DataFrame, baselines=("fp", "svdquant")) -> pd.DataFrame:
+    """AdaTSQ W4A4 minus others in each dimension of a clip: the paper's differences, and ours beside them."""
+    theirs = paper[paper.w_bits.isin([4, 16])].pivot_table(index="metric", columns="method", values="value")
+    theirs, table = theirs.reindex(dict.fromkeys(paper.metric)), {}
+    for baseline in baselines:
+        table[f"paper: AdaTSQ minus {baseline}"] = (theirs.adatsq - theirs[baseline]).map("{:+.4f}".format)
+        ours = {m: difference(scores, "adatsq W4A4", baseline, m) if scores else None for m in theirs.index}
+        if any(row is not None for row in ours.values()):
+            table[f"ours: AdaTSQ minus {baseline}"] = pd.Series({m: signed(row) for m, row in ours.items()})
+    return pd.DataFrame(table).rename(index=lambda m: m.replace("_", " "))
+
+
+def signs(scores: Scores, paper: pd.DataFrame, baseline: str) -> str:
+    """In how many dimensions AdaTSQ W4A4 minus a baseline has the paper's sign, of those told from zero."""
+    theirs = paper.pivot_table(index="metric", columns="method", values="value")
+    rows = {m: difference(scores, "adatsq W4A4", baseline, m) for m in theirs.index}
+    rows = {m: row for m, row in rows.items() if row is not None}
+    if not rows:
+        return f"AdaTSQ minus {baseline} is not measured here"
+    clear = {m: row.value for m, row in rows.items() if row.ci_low > 0 or row.ci_high < 0}
+    same = [m for m, value in clear.items() if value * (theirs.adatsq - theirs[baseline])[m] > 0]
+    return (
+        f"of {len(rows)} differences AdaTSQ minus {baseline}, {len(clear)} can be told from zero; of these "
+        f"{len(same)} have the sign that they have in the paper"
+    )
+
+
+def costs(scores: Scores, methods: tuple[str, ...]) -> pd.DataFrame:
+    """What the rows of these methods took: seconds, transformer calls for one picture, memory.
+
+    Only what a row really needs: recording and Fisher information are made once for all rows of a model.
+    """
+    rows = scores.table[scores.table.method.isin(methods) & scores.table.metric.isin(COSTS)]
+    plain = ~rows.method.str.startswith("adatsq") & ~rows.method.str.endswith("search")
+    rows = rows[~(plain & (rows.metric == "fisher_s"))]
+    table = rows.pivot_table(index="name", columns="metric", values="value", aggfunc="first")
+    names = [name for name in scores.show(["total"]).index if name in table.index]
+    table = table.reindex(index=names, columns=[column for column in COSTS if column in table])
+    if "quantize_peak_bytes" in table:
+        table["quantize_peak_bytes"] /= 1e6
+    return table.rename(columns=COSTS)
+
+
+def saved(scores: Scores) -> pd.DataFrame:
+    """Size of the full method's rows as files: bytes, the same in 16 bit, and the ratios of bits to 16."""
+    table = bits(scores)
+    table = table[table.method == "adatsq"]
+    parameters = 8 * table.transformer_bytes / table.effective_bits
+    return pd.DataFrame(
+        {
+            "parameters, M": parameters / 1e6,
+            "16 bit, MB": 2 * parameters / 1e6,
+            "saved, MB": table.transformer_bytes / 1e6,
+            "smaller by": 16 / table.effective_bits,
+            "bits, all": table.effective_bits,
+            "bits, quantised layers": table.effective_w_bits,
+            "average a bits": table.average_bits,
+            "by multiplications": table.flop_weighted_bits,
+            "16 / that": 16 / table.flop_weighted_bits,
+        }
+    )

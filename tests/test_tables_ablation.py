@@ -1,0 +1,106 @@
+"""What the ablation and the controls stored, as tables, figures and sentences."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from adatsq import plots_tables, tables_ablation
+
+
+@pytest.fixture
+def found(tmp_path) -> tables_ablation.Ablation:
+    """Temperatures at 3 and 4 bits; a search and controls on two pictures; runs of 2 and 3 steps."""
+    row = {"part": "tau", "w_bits": 3, "a_bits": 3.0, "metric": "psnr", "method": "adatsq-weights"}
+    rows = [
+        {**row, "setting": "tau inf", "value": 20.0, "ci_low": 19, "ci_high": 21},
+        {**row, "setting": "tau 2", "value": 21.0, "ci_low": 20, "ci_high": 22},
+        {**row, "setting": "tau 2", "value": 1.0, "ci_low": 0.5, "ci_high": 1.5, "baseline": "tau inf"},
+        {**row, "setting": "tau 0.5", "value": -1.0, "ci_low": -2, "ci_high": 2, "baseline": "tau inf"},
+        {**row, "setting": "tau 0.5", "value": 9.0, "ci_low": 8, "ci_high": 9, "w_bits": 4},
+    ]
+    for bits, share in ((3, 0.7), (4, 0.2), (8, 0.1)):
+        rows.append(
+            {
+                **row,
+                "part": "picked",
+                "setting": "paper",
+                "a_bits": 3.6,
+                "metric": f"share_{bits}",
+                "value": share,
+            }
+        )
+    pd.DataFrame(rows).to_csv(tmp_path / "m-ablation.csv", index=False)
+    psnr = {"paper": (30, 32), "random 0": (20, 22), "random 1": (22, 24), "static over time": (31, 33)}
+    pictures = [
+        {"search": s, "w_bits": 3, "budget": 3.6, "picture": i, "psnr": v}
+        for s, values in psnr.items()
+        for i, v in enumerate(values)
+    ]
+    pd.DataFrame(pictures).to_csv(tmp_path / "m-search-compare-pictures.csv", index=False)
+    compared = [
+        {"search": s, "w_bits": 3, "budget": 3.6, "average_bits": 3.5, "psnr": np.mean(v)}
+        for s, v in psnr.items()
+    ]
+    pd.DataFrame(compared).to_csv(tmp_path / "m-search-compare.csv", index=False)
+    steps = [
+        {"method": m, "w_bits": 3, "steps": n, "step": t + 1, "value": 0.1 * (t + 1) * k}
+        for k, m in enumerate(("uniform 3", "paper"), 1)
+        for n in (2, 3)
+        for t in range(n)
+    ]
+    pd.DataFrame(steps).to_csv(tmp_path / "m-ablation-steps.csv", index=False)
+    return tables_ablation.read(tmp_path, "m")
+
+
+def test_differences_are_in_order_and_at_one_width(found):
+    rows = found.differences("tau")
+    assert rows.row.tolist() == ["tau 0.5, A3", "tau 2, A3"]  # one baseline: it is not named
+    said = tables_ablation.verdict(rows)
+    assert said == "of 2 differences, 1 cannot be told from zero. Above zero: tau 2, A3 (+1.00)"
+    assert found.settings("tau").psnr.tolist() == ["20.0 [19.0, 21.0]", "21.0 [20.0, 22.0]"]
+    assert len(found.rows) == 7  # without the row of 4 bits
+
+
+def test_random_policies_count_as_their_mean(found):
+    rows = found.over_controls("paper", 3.6).set_index("control")
+    assert rows.at["random", "value"] == 9  # 30 - 21 and 32 - 23
+    assert rows.at["static over time", "value"] == rows.at["static over time", "ci_high"] == -1
+    assert found.over_controls("lagrangian", 3.6).empty
+    assert found.policies(3.6).at["random", "policies"] == 2
+
+
+def test_shares_and_how_many_entries_would_have_to_change(found):
+    shares = tables_ablation.picked(found)
+    assert dict(tables_ablation.distances(shares)) == {"paper, 3.6 bits": pytest.approx(0.1)}
+    figure = plots_tables.shares({"m": shares}, "title")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["70%", "20%"]
+    plt.close("all")
+
+
+def test_errors_along_and_at_the_end_of_runs(found):
+    last = tables_ablation.last_errors(found.steps)
+    assert last["paper"].to_dict() == {2: pytest.approx(0.4), 3: pytest.approx(0.6)}
+    along = tables_ablation.along(found.steps, 3)
+    figure = plots_tables.errors(along, last, "title")
+    assert [text.get_text() for text in figure.axes[1].texts] == list(last) or len(figure.axes[1].texts) == 2
+    assert len(plots_tables.errors(along, last.iloc[:1], "title").axes) == 1  # one length: nothing to compare
+    plt.close("all")
+
+
+def test_panels_have_the_same_rows(found):
+    rows = found.differences("tau")
+    figure = plots_tables.panels({"a": rows, "b": rows.iloc[:1]}, "title", "dB")
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["tau 0.5, A3", "tau 2, A3"]
+    assert len(figure.axes[1].collections[1].get_offsets()) == 1
+    controls = found.over_controls("paper", 3.6)
+    assert plots_tables.panels({"a": controls}, "title", "dB", by="search").legends
+    plt.close("all")
+
+
+def test_nothing_stored(tmp_path):
+    none = tables_ablation.read(tmp_path, "m")
+    assert none.budgets() == [] and none.differences("tau").empty and none.settings("tau").empty
+    assert tables_ablation.picked(none).empty and none.values("tau", "psnr").empty
+    said = tables_ablation.missing([none])
+    assert "adatsq.ablation" in said and "adatsq.search_compare" in said and "for m" in said
