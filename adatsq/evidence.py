@@ -111,8 +111,8 @@ def memories() -> pd.DataFrame:
         all16, transformer = table["16 bit, GB"], table.iloc[0]
         rows.append(
             {
-                "model": f"`{model}`",
-                "transformer, 10⁹ parameters": transformer["parameters"] / 1e9,
+                "model": model,
+                "transformer, 10⁹ weights": transformer["parameters"] / 1e9,
                 "all, 16 bit": all16["all"],
                 "transformer, 16 bit": transformer["16 bit, GB"],
                 "as run here": transformer["W8, GB"],

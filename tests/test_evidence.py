@@ -66,7 +66,7 @@ def test_a_weight_takes_a_byte_while_it_runs():
     assert (table["saved, W4"] < table["as run here"]).all()
     name = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
     parameters = sizes.memory(name).iloc[0]["parameters"]
-    assert 1.0 < table.loc[f"`{name}`", "as run here"] / (1e-9 * parameters) < 1.1
+    assert 1.0 < table.loc[name, "as run here"] / (1e-9 * parameters) < 1.1
     codes = torch.zeros(4, 8, dtype=torch.int8)
     layer = QuantLinear(codes, torch.ones(4, 1), None, w_bits=3)
     assert layer.codes.dtype == torch.int8 and layer.codes.nbytes == 4 * 8

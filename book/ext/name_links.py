@@ -54,6 +54,8 @@ def entry(path: str) -> str:
 
 def meant(text: str) -> str | None:
     """The dotted name below `adatsq` that this piece of code means, or None: most code is no name of ours."""
+    if file := re.fullmatch(r"adatsq/([\w/]+)\.py", text):
+        return file[1].replace("/", ".")
     match = NAME.fullmatch(text)
     if not match:
         return None
@@ -79,7 +81,7 @@ class NameLinks(SphinxPostTransform):
             try:
                 target = entry(path)
             except LookupError:
-                if text.startswith("adatsq.") and not re.fullmatch(r"adatsq\.(json|\*)", text):
+                if text.startswith(("adatsq.", "adatsq/")) and not re.fullmatch(r"adatsq\.(json|\*)", text):
                     log.warning("no %s in the package", text, location=node, type="adatsq")
                 continue
             while target not in domain.objects and "." in target:  # a field is described in its class's text
