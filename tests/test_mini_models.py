@@ -70,14 +70,10 @@ def test_wan_films_what_it_is_told():
     assert judge_clips(clips, prompts).to_numpy().mean() > 0.7
 
 
-def test_few_step_models_come_close_to_their_teachers_score():
-    """The stored scores: schnell within .03 of dev, z-image at least .85."""
-    total = {}
-    for name in ("flux-dev-mini", "flux-schnell-mini", "z-image-mini"):
-        table = pd.read_csv(DATA / "results" / f"{name}.csv").query("method == 'fp' and metric == 'total'")
-        total[name] = table.value.item()
-    assert total["flux-schnell-mini"] >= total["flux-dev-mini"] - 0.03
-    assert total["z-image-mini"] >= 0.85
+def test_z_image_mini_scores_as_high_as_it_should():
+    """The stored score of all prompts: at least .85."""
+    table = pd.read_csv(DATA / "results" / "z-image-mini.csv").query("method == 'fp' and metric == 'total'")
+    assert table.value.item() >= 0.85
 
 
 def test_wan_autoencoder_keeps_clips():
