@@ -28,6 +28,8 @@ DISTRIBUTION = {
     "yaml": "pyyaml",
     "IPython": "ipykernel",
     "myst_nb": "jupyter-book",
+    "sphinx": "jupyter-book",
+    "docutils": "jupyter-book",
     "tomli": "pytest",
     "traitlets": "ipywidgets",
     "optimum": "optimum-quanto",

@@ -26,7 +26,7 @@ def measured() -> str:
 def memory() -> str:
     """A column per model, which fits a page's width."""
     table = evidence.memories().set_index("model").T.rename(columns=lambda name: name.split("/")[-1])
-    return evidence.markdown(table.rename_axis("GB").reset_index())
+    return evidence.markdown(table.rename_axis("").reset_index())
 
 
 # {page: {word in its text: what stands there in the book}}
