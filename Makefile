@@ -49,6 +49,7 @@ _build/src/notebooks/%.ipynb: notebooks/%.ipynb $(CODE) | $(ENV)
 	@echo "Executing $<"
 	@$(PY) -m papermill $< _build/failed/$(@F) --kernel python3 --cwd notebooks --no-progress-bar --execution-timeout 900 \
 		> _build/failed/$*.log 2>&1 || { cat _build/failed/$*.log; echo "$< failed: read _build/failed/$(@F)"; exit 1; }
+	@$(PY) -m nbstripout --keep-output --keep-count --keep-id --extra-keys metadata.widgets _build/failed/$(@F)
 	@mv _build/failed/$(@F) $@ && rm _build/failed/$*.log
 
 # From the executed copies, nothing executed again; a warning is an error.

@@ -28,9 +28,10 @@ FLAGS += ["--disable-component-update", "--disable-sync", "--allow-file-access-f
 
 PICTURES = """() => [...document.querySelectorAll("article img, article svg, article canvas")].map(
     e => e.tagName == "CANVAS" ? e.toDataURL() : e.tagName == "IMG" ? e.src : e.outerHTML)"""
-# Equations left as text, in error, or with an unknown macro (MathJax prints those in red).
-UNREAD = """() => [...document.querySelectorAll(".math")].filter(e => !e.querySelector("mjx-container")
-    || e.querySelector("[data-mml-node=merror], [fill=red]")).map(e => e.textContent)"""
+# Equations left as text, or in error.
+UNREAD = """() => [...document.querySelectorAll(".math")].filter(e => !e.querySelector(".katex")
+    || e.querySelector(".katex-error")).map(e => e.textContent)"""
+HEAVY = 3e6  # bytes that a page may load, itself, scripts, fonts and pictures included
 
 pytestmark = pytest.mark.skipif(not (SITE / "index.html").exists(), reason="no built site: run make book")
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: the pages were not opened")
@@ -148,9 +149,14 @@ def test_front_page_is_the_introduction(tab):
     "page", [p for p in PAGES if p != SITE / "index.html" and "_modules" not in p.parts], ids=page_name
 )
 def test_page_opens_without_complaint(page, tab):
-    tab.goto(page.as_uri(), wait_until="load")
-    tab.evaluate("async () => { if (window.MathJax) await MathJax.startup.promise }")
-    assert not tab.evaluate(UNREAD), "equations MathJax can not read"
+    loaded = set()
+    tab.on("request", lambda request: loaded.add(urlsplit(request.url)))
+    tab.goto(page.as_uri(), wait_until="networkidle")
+    assert not tab.evaluate(UNREAD), "equations that can not be read"
+    files = {pathlib.Path(unquote(url.path)) for url in loaded if url.scheme == "file"}
+    assert page in files and sum(f.stat().st_size for f in files) < HEAVY
+    icons = tab.locator("svg.svg-inline--fa, i[class*='fa-']")
+    assert icons.count() == tab.locator("svg.svg-inline--fa:has(path)").count(), "an icon is not drawn"
 
 
 @in_browser
