@@ -29,6 +29,8 @@ DISTRIBUTION = {
     "IPython": "ipykernel",
     "triton": "torch",  # comes with its CUDA builds, and is imported only there
     "myst_nb": "jupyter-book",
+    "sphinx": "jupyter-book",
+    "docutils": "jupyter-book",
     "tomli": "pytest",
     "traitlets": "ipywidgets",
     "optimum": "optimum-quanto",

@@ -1,0 +1,107 @@
+"""The book's pages: their code runs, what they say of offloading holds, their entries have links."""
+
+import ast
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from accelerate import dispatch_model
+
+import adatsq
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+BOOK = ROOT / "book"
+GUIDE = (BOOK / "your_model.md").read_text(encoding="utf-8")
+# What stands for the real model: a mini model without a GPU, and few steps.
+STAND_IN = {
+    '"black-forest-labs/FLUX.1-dev"': '"mini/flux-schnell-mini"',
+    '"cuda", torch.bfloat16': '"cpu", torch.float32',
+    "steps = 50": "steps = 2",
+}
+AFTER = "## When the pipeline does not fit the GPU"  # needs what a test machine has not
+
+
+def blocks(text: str) -> list[str]:
+    return re.findall(r"(?ms)^```python\n(.+?)^```", text)
+
+
+def test_code_of_the_guide_runs(tmp_path, monkeypatch, capsys):
+    code = "\n".join(blocks(GUIDE.partition(AFTER)[0]))
+    for real, small in STAND_IN.items():
+        assert code.count(real) == 1, f"the guide has no {real}"
+        code = code.replace(real, small)
+    shutil.copytree(ROOT / "data" / "models" / "flux-schnell-mini", tmp_path / "mini" / "flux-schnell-mini")
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {}
+    exec(compile(code, "book/your_model.md", "exec"), namespace)
+    assert namespace["image"].size == (64, 64)
+    assert "PSNR to full precision" in capsys.readouterr().out
+    assert {"my-model-w4", "my-model-a4.json", "my-model-fisher.json"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_code_that_needs_gpus_is_python_and_names_what_exists():
+    code = blocks(GUIDE.partition(AFTER)[2])
+    assert code
+    for node in ast.walk(ast.parse("\n".join(code))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "adatsq":
+            assert hasattr(adatsq, node.attr), node.attr
+
+
+OFFLOADING = {
+    "nothing": lambda pipe: None,
+    "model offloading": lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
+    "a device for each part": lambda pipe: dispatch_model(pipe.transformer, {"": "cpu"}, force_hooks=True),
+}
+
+
+def quantized_run(pipe) -> np.ndarray:
+    """A picture by the whole method, the hooks of accelerate taken off after the recording."""
+    offloaded = hasattr(pipe, "_all_hooks") and bool(pipe._all_hooks)
+    trace = adatsq.record(pipe, ["a cat", "a dog"], num_inference_steps=2, progress=False)
+    if offloaded:
+        pipe.remove_all_hooks()
+    fisher = adatsq.temporal_fisher(pipe, trace, progress=False)
+    adatsq.quantize(pipe, trace, alpha=fisher.alpha(), progress=False)
+    shares = adatsq.SHARES[4]
+    front = adatsq.beam_search(pipe, trace, fisher, shares=shares, budget=4.0, progress=False)
+    adatsq.apply(pipe, front.pick(4.0))
+    if offloaded:
+        pipe.enable_model_cpu_offload(device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    start = torch.Generator().manual_seed(0)
+    settings = {**adatsq.sampling(pipe), "num_inference_steps": 2}
+    return pipe("a bird", generator=start, output_type="np", **settings).images
+
+
+def test_hooks_of_accelerate_change_nothing(tiny_folder):
+    pictures = {}
+    for name, prepare in OFFLOADING.items():
+        pipe = adatsq.load_pipeline(tiny_folder)
+        prepare(pipe)
+        assert (name == "nothing") != any(hasattr(p, "_hf_hook") for p in pipe.transformer.modules())
+        pictures[name] = quantized_run(pipe)
+    for name, picture in pictures.items():
+        assert np.abs(picture - pictures["nothing"]).max() < 1e-5, name  # up to rounding
+
+
+def test_every_reference_has_a_link():
+    entries = re.split(r"(?m)^@", (BOOK / "references.bib").read_text(encoding="utf-8"))[1:]
+    assert entries
+    for entry in entries:
+        number = re.search(r"eprint = \{([\d.]+)\}", entry)
+        if number:  # arXiv's DOIs are made of its numbers
+            assert f"doi = {{10.48550/arXiv.{number[1]}}}" in entry, entry
+        else:
+            assert re.search(r"(doi|url) = \{\S+\}", entry), entry
+
+
+@pytest.mark.parametrize("page", sorted(BOOK.glob("*.md")), ids=lambda p: p.stem)
+def test_every_page_opens_with_its_reading_time_and_ends_with_the_next_step(page):
+    text = page.read_text(encoding="utf-8")
+    if page.stem == "intro":
+        pytest.skip("the front page")
+    assert "**Next:**" in text
+    assert page.stem == "references" or "**Reading time:**" in text
