@@ -16,6 +16,7 @@ picture. Each row is written as soon as it is measured; rows already written are
 
 import argparse
 import copy
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -163,8 +164,8 @@ def measure(quantized: Quantized, row: Row) -> str:
         facts |= {f"share_{bits}": float((policy.bits == bits).mean()) for bits in A_BITS}
     if row.part == "beam":  # the whole front as well, which no budget cuts
         facts |= {f"front_{name}": v for name, v in quantized.facts(row.search, None).items()}
-    if row.weights.loss:
-        facts["effective_timesteps"] = quantized.fisher.effective_timesteps(row.weights.tau).mean()
+    tau = row.weights.tau if row.weights.loss else math.inf
+    facts["effective_timesteps"] = quantized.fisher.effective_timesteps(tau).mean()
     facts |= {"flop_weighted_bits": policy.flop_weighted, "average_bits": policy.average}
     place = {"part": row.part, "setting": row.setting, "method": row.method}
     place |= {"w_bits": run.w_bits, "a_bits": float(row.a_bits)}

@@ -38,6 +38,8 @@ def origin(file: Path) -> Origin:
     """Read from the file's name. ValueError for a file that no command here writes."""
     if file.name == "profiles.csv":
         return Origin("", "adatsq.changes")
+    if file.name == "cuda-shapes.csv":
+        return Origin("", "adatsq.cuda.benchmark --shapes")
     for ending, command in COMMANDS.items():
         if found := re.fullmatch(rf"(.+?)(?:{ending})", file.name):
             return Origin(found[1], command)

@@ -3,12 +3,12 @@
     python -m adatsq.search_compare --model data/models/z-image-mini --out data/results
 
 At each budget: the beam ("paper") and the Lagrangian search, the beam once more so wide that it makes as many
-transformer calls ("equal calls"), and controls of at most the same average bits: the Lagrangian policy's bits
-at random places, 8 bits for the first or the last steps until the budget is spent, bits that are static over
-time, or the same for all layers. Weights by Hadamard rotation and GPTQ. All draw the same held-out pictures,
-and are compared picture by picture. NAME-search-compare.csv has a row per policy, and
-NAME-search-compare-pictures.csv one per policy and picture. Both are written as soon as a policy has been
-drawn; policies that are there are skipped.
+transformer calls ("equal calls"), and controls within the same budget: the Lagrangian policy's bits at random
+places, 8 bits for the first or the last steps until the budget is spent, bits that are static over time, or
+the same for all layers. What each spends is in average_bits; the beam often spends less. Weights by Hadamard
+rotation and GPTQ. All draw the same held-out pictures, and are compared picture by picture.
+NAME-search-compare.csv has a row per policy, and NAME-search-compare-pictures.csv one per policy and picture.
+Both are written as soon as a policy has been drawn; policies that are there are skipped.
 """
 
 import argparse
@@ -22,9 +22,11 @@ import torch
 from diffusers import DiffusionPipeline
 
 from adatsq.allocation import allocate
+from adatsq.benchmark import commit_here
 from adatsq.candidates import LADDER, SHARES
 from adatsq.evaluate import generate, psnr
 from adatsq.fisher import temporal_fisher
+from adatsq.judging import task_of
 from adatsq.lagrangian import follow, search_policies
 from adatsq.marginals import marginal_errors
 from adatsq.measurements import append, stored
@@ -32,9 +34,9 @@ from adatsq.models import load_pipeline
 from adatsq.pareto import share_of_box
 from adatsq.policy import Policy, apply
 from adatsq.recipes import hadamard_gptq
+from adatsq.rows import device_name
 from adatsq.search import SearchResult
 from adatsq.trace import Trace, record
-from adatsq.world import load_prompts
 
 A_BITS = (3, 4, 8)
 SEARCHED = range(4)  # calibration pictures that both searches follow
@@ -51,7 +53,7 @@ EQUAL = {f"{name}, equal calls": name for name in SEARCHES if name.startswith(PA
 KEY = ["search", "w_bits", "budget"]
 COLUMNS = (
     "model search w_bits budget average_bits flop_weighted_bits error calls search_s candidate psnr n gain "
-    "gain_se hypervolume beam"
+    "gain_se hypervolume beam commit device"
 ).split()
 
 
@@ -105,12 +107,14 @@ def compare(
     name: str | Path,
     random: int = 20,
     progress: bool = True,
+    origin: dict | None = None,
 ) -> pd.DataFrame:
     """Measure what NAME-search-compare.csv lacks, and return it: psnr in dB to `held`'s pictures, and more.
 
     The pipeline comes in full precision and leaves quantised, if there is anything to measure. gain: mean
     difference to "paper" at the same budget, of the same pictures, with its standard error over prompts.
-    hypervolume: of the search's front (`front_share`). ValueError if the file has rows of other pictures.
+    hypervolume: of the search's front (`front_share`). origin: commit and device of the rows. ValueError if
+    the file has rows of other pictures.
     """
     path, of_pictures = (Path(f"{name}-search-compare{suffix}.csv") for suffix in ("", "-pictures"))
     images = list(SEARCHED)[: len(trace)]
@@ -158,6 +162,7 @@ def compare(
             "n": len(values),
             "gain": 0.0 if gains is None else gains.mean(),
             "gain_se": 0.0 if gains is None else gains.sem(),
+            **(origin or {}),
         }
         append(path, pd.DataFrame([row]).reindex(columns=COLUMNS), KEY)
 
@@ -193,7 +198,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="data/models/z-image-mini")
     parser.add_argument("--out", type=Path, default=Path("data/results"))
-    parser.add_argument("--prompts", type=Path, default=Path("data/prompts/calibration.json"))
+    parser.add_argument("--prompts", type=Path, default=Path("data/prompts"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, help="denoising steps; by default the model's own")
     parser.add_argument("--w-bits", type=int, default=3)
@@ -202,15 +207,19 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=32, help="last prompts of the file")
     parser.add_argument("--seeds", type=int, default=1, help="pictures of each held-out prompt")
     parser.add_argument("--random", type=int, default=20, help="random policies a budget")
+    parser.add_argument("--commit", default=commit_here(), help="recorded with each row")
     args = parser.parse_args()
-    prompts = [prompt.text for prompt in load_prompts(args.prompts)]
-    if args.calibration + args.held_out > len(prompts):
-        parser.error(f"{args.prompts} has {len(prompts)} prompts: calibration and held-out ones overlap")
     pipe = load_pipeline(args.model, torch_dtype=torch.float32, device=args.device)
+    task = task_of(pipe)
+    prompts = [prompt.text for prompt in task.load(args.prompts / task.files[1])]
+    if args.calibration + args.held_out > len(prompts):
+        parser.error(f"there are {len(prompts)} prompts: calibration and held-out ones overlap")
     trace = record(pipe, prompts[: args.calibration], args.steps, seed=1_000_000, batch_size=16)
     held = record(pipe, prompts[-args.held_out :] * args.seeds, args.steps, seed=2_000_000, batch_size=32)
     name = args.out / Path(args.model).name
-    print(compare(pipe, trace, held, args.w_bits, args.budgets, name, args.random).to_string())
+    origin = {"commit": args.commit, "device": device_name(args.device)}
+    table = compare(pipe, trace, held, args.w_bits, args.budgets, name, args.random, origin=origin)
+    print(table.to_string())
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ def full_size() -> str:
     names = evidence.not_mini(DATA / "results", DATA / "models")
     if names:
         return f"Models with stored results that are not mini models: {', '.join(names)}."
+    shapes = (DATA / "results" / "cuda-shapes.csv").exists()
     return (
         "Every file in `data/results/` is of a mini model. **Nothing is stored of a model at its full "
-        "size**, neither with its trained weights nor with random ones."
+        "size**, neither with its trained weights nor with random ones"
+        + (", but the times of single layers of those shapes, on random numbers." if shapes else ".")
     )
 
 
