@@ -12,7 +12,7 @@ PROMPTS = (1, 2, 4, 8, 16, 32)
 BUDGETS = {3: (3.1, 3.6), 4: (4.0,)}  # w_bits: average activation bits; sweeps are made at the last
 LOSSES = ("gauss-newton", "flow-matching")
 PARTS = ("2x2", "tau", "beam", "shares", "prompts", "loss", "picked")
-CANDIDATES = {  # w_bits: name: shares of the layers at 8, 4 and 3 bits. The paper's first
+CANDIDATES = {  # w_bits: name: shares of the layers at 8, 4 and 3 bits. "paper": our reading
     3: {
         "paper": SHARES[3],
         "half": {"high": (0.1, 0.1, 0.8), "mid": (0.05, 0.05, 0.9), "low": (0.0, 0.0, 1.0)},

@@ -72,7 +72,7 @@ const FRAME = `
 
 // What tells one setting of a model from another, each offered as far as it is stored beside those before it.
 const KEYS = {
-  method: (method) => ({ ladder: "beam search, ladder of bits", paper: "beam search, the paper's shares",
+  method: (method) => ({ ladder: "beam search, ladder of bits", paper: "beam search, default shares",
     lagrangian: "bits by carried error", uniform: "fixed bits" })[method] || method,
   w_bits: (bits) => `${bits} bits`,
   tau: (tau) => (tau === null ? "∞ (uniform)" : String(tau)),

@@ -153,7 +153,7 @@ def load_data(path: str | Path) -> dict:
         raise ValueError(f"explorer data {path} is damaged: {error}") from error
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
-        how = f": convert it with python -m adatsq.explorer_convert {path} ..." if version == 1 else ""
+        how = ": write it again with python -m adatsq.sweep"
         raise ValueError(
             f"explorer data {path} has format_version {version}, this adatsq reads {FORMAT_VERSION}{how}"
         )

@@ -21,7 +21,7 @@ from adatsq.judging import Task
 from adatsq.results import KEY, ORDER
 
 SEARCH = range(4)  # calibration images that the search follows
-# Searched methods: the weights that they are searched on, and candidates per w_bits, which are the paper's
+# Searched methods: the weights that they are searched on, and candidates per w_bits: the default
 # shares, or a finer ladder that spends on the fourth bit first.
 SEARCHED = {
     "hadamard+gptq+search": ("hadamard+gptq", SHARES),

@@ -44,7 +44,7 @@ from adatsq.trace import Trace, record
 FORMAT_VERSION = 2
 W_BITS, TAUS, BUDGETS, BEAMS = (4, 3), (1.0, math.inf), (3.1, 3.6, 4.0), (4,)
 A_BITS = (3, 4, 8)
-# The beam search with a ladder of bits or the paper's shares, bits by carried error, fixed bits.
+# The beam search with a ladder of bits or the default shares, bits by carried error, fixed bits.
 METHODS = ("ladder", "paper", "lagrangian", "uniform")
 SHOWN, FRAMES = 4, 3  # prompts, each of another category; frames of a clip
 CALIBRATION, SEARCH = 16, 4  # pictures for Fisher and Hessians; of these, for the search

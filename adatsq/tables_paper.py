@@ -137,7 +137,9 @@ def others(scores: Scores) -> pd.DataFrame:
     rows = scores.table[(scores.table.metric == "total") & ~scores.table.method.isin(ORDER)]
     found = {
         name: {
-            "bits per weight": scores.value(name, "effective_w_bits"),
+            "bits per weight, as stored": scores.value(name, "effective_w_bits"),
+            "with 16-bit scales": scores.value(name, "effective_w_bits_16_bit_scales"),
+            "activation bits": scores.value(name, "average_bits"),
             "total": scores.value(name),
             "PSNR, dB": scores.value(name, "psnr"),
             "total minus FP": signed(difference(scores, name, "fp")),

@@ -10,11 +10,9 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from explorer_data import LAYERS, STEPS, made_up
+from explorer_data import made_up
 
-from adatsq import Policy
 from adatsq.explorer import BitBudgetExplorer, add_scores, agreement, load_data, policy_of, predictions
-from adatsq.explorer_convert import convert
 from adatsq.live import LiveModels
 from adatsq.sweep import coded, sweep
 from adatsq.world import load_prompts
@@ -77,7 +75,7 @@ def test_bad_files_are_named(tmp_path):
         load_data(tmp_path / "nothing.json")
     for text, message in (
         ("{", "is damaged"),
-        ('{"format_version": 1}', "version 1.* convert it with python -m adatsq.explorer_convert"),
+        ('{"format_version": 1}', "version 1.* write it again with python -m adatsq.sweep"),
         ('{"format_version": 3}', "version 3"),
         ("[]", "version None"),
     ):
@@ -124,41 +122,6 @@ def test_agreement_is_one_for_errors_that_add_up_and_minus_one_for_their_inverse
         found = agreement(data, data["weights"][0])
         assert found["rank_correlation"] == pytest.approx(sign) and found["policies"] >= 5
     assert agreement(data, {**data["weights"][0], "errors": None}) is None
-
-
-def test_format_1_is_converted_only_with_files_of_its_own_model():
-    new = made_up(errors=False)
-    policy = policy_of(new, new["settings"][0]["choices"][0]["bits"])
-    old = {**new, "format_version": 1, "layers": [layer[0] for layer in LAYERS]}
-    old["settings"] = [
-        {key: value for key, value in s.items() if key not in ("method", "beam")}
-        for s in new["settings"][4:8]
-    ]
-    facts = pd.DataFrame(
-        {
-            "model": "made-up",
-            "method": "adatsq-weights",
-            "w_bits": [4, 3],
-            "transformer_bytes": [4_000_000, 3_000_000],
-            "effective_bits": [4.5, 3.5],
-        }
-    )
-    found = convert(old, policy, facts)
-    for weights in new["weights"]:
-        del weights["agreement"]
-    assert found["weights"] == new["weights"] and found["settings"] == new["settings"][4:8]
-    assert (found["layers"], found["timesteps"]) == (LAYERS, STEPS)
-    with pytest.raises(ValueError, match="the policy is of other"):
-        convert(old, Policy(STEPS, LAYERS, policy.bits, "other"), facts)
-    with pytest.raises(ValueError, match="other timesteps"):
-        convert(old, Policy([2.0, *STEPS[1:]], LAYERS, policy.bits, "none"), facts)
-    wider = [[*LAYERS[0][:3], 99], *LAYERS[1:]]
-    with pytest.raises(ValueError, match="by multiplications"):
-        convert(old, Policy(STEPS, wider, policy.bits, "none"), facts)
-    with pytest.raises(ValueError, match="no row of made-up"):
-        convert(old, policy, facts[facts.w_bits == 4])
-    with pytest.raises(ValueError, match="format_version is 2"):
-        convert(new, policy, facts)
 
 
 @pytest.mark.parametrize("file", STORED, ids=lambda file: file.stem)

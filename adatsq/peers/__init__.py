@@ -5,8 +5,9 @@
 
 Rows land in the files of `adatsq.benchmark`; rows already written are skipped. w_bits and a_bits are the bits
 that the library is asked for, 16 for activations left as they are. Block linears get both, modulation linears
-weights alone, of at least 4 bits, as ours do. Libraries that calibrate see the benchmark's calibration
-prompts, all steps of them. Effective bits are counted from what the layers really store (`stored`).
+weights alone (bnb-int8: both), of at least 4 bits, as ours do; a layer that a library cannot take stays in 16
+bit. Libraries that calibrate see the benchmark's calibration prompts, all steps of them. Effective bits are
+counted from what the layers really store (`stored`).
 """
 
 import argparse
