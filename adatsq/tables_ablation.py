@@ -20,6 +20,8 @@ CONTROLS = {  # in NAME-search-compare.csv, from none to one kind of freedom
     "last steps at 8": "8 bits for the last steps",
     "same for all layers": "per timestep only",
     "static over time": "per layer only",
+    "paper": "the beam",
+    "paper, ladder": "the beam, finer candidates",
 }
 SEARCHES = ("paper", "lagrangian")  # held against them
 
@@ -98,7 +100,7 @@ class Ablation:
         table = table.pivot_table(index="picture", columns="search", values="psnr")
         found = []
         for control, called in CONTROLS.items():
-            if search in table and control in table:
+            if search != control and search in table and control in table:
                 values = (table[search] - table[control]).to_numpy()[:, None]
                 row = intervals(values, ["all"] * len(values), seed=SEED).loc["total"]
                 found.append({"control": control, "row": called, "search": search, **row})
