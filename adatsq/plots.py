@@ -155,11 +155,17 @@ def label_ends(ax: Axes, labels: list[tuple[plt.Line2D, str]]) -> None:
     """Each line's name right of its last point, moved apart where two would overlap."""
     pixel = ax.figure.dpi / 72
     ends = [ax.transData.transform(line.get_xydata()[-1]) for line, _ in labels]
-    free = -np.inf
-    for i in sorted(range(len(ends)), key=lambda i: ends[i][1]):
-        height = max(ends[i][1], free)
-        free = height + 10 * pixel
-        line, name = labels[i]
+    order = sorted(range(len(ends)), key=lambda i: ends[i][1])
+    heights, free, room = {}, -np.inf, 10 * pixel
+    for i in order:  # up, as far as those below need
+        heights[i] = max(ends[i][1], free)
+        free = heights[i] + room
+    free = ax.bbox.y1
+    for i in reversed(order):  # and down again where they left the axes
+        heights[i] = min(heights[i], free)
+        free = heights[i] - room
+    for i, (line, name) in enumerate(labels):
+        height = heights[i]
         ax.annotate(
             name,
             line.get_xydata()[-1],
