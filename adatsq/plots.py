@@ -154,6 +154,7 @@ def lines(
 def label_ends(ax: Axes, labels: list[tuple[plt.Line2D, str]]) -> None:
     """Each line's name right of its last point, moved apart where two would overlap."""
     pixel = ax.figure.dpi / 72
+    ax.get_xlim(), ax.get_ylim()  # the limits are found only when asked for
     ends = [ax.transData.transform(line.get_xydata()[-1]) for line, _ in labels]
     order = sorted(range(len(ends)), key=lambda i: ends[i][1])
     heights, free, room = {}, -np.inf, 10 * pixel
