@@ -32,6 +32,8 @@ def test_it_is_small_and_has_the_real_classes(name):
     index = json.loads((MODELS / name / "model_index.json").read_text())
     classes = [index["_class_name"], *(part[1] for part in index.values() if isinstance(part, list))]
     assert set(PIPELINES[name]) <= set(classes)
+    configs = (MODELS / name).glob("*/config.json")
+    assert not [f for f in configs if "_name_or_path" in f.read_text()], "says where it was trained"
     sizes = [f.stat().st_size for f in (MODELS / name).rglob("*") if f.is_file()]
     assert sum(sizes) <= 25e6 and max(sizes) <= 16e6
 

@@ -169,6 +169,9 @@ def run_assemble(recipe, args) -> None:
     transformer.load_state_dict(load_file(args.work / f"{name}.safetensors"))
     pipe = recipe.pipeline(load_parts(recipe, args, "cpu"), transformer)
     pipe.to(dtype=torch.bfloat16).save_pretrained(args.out, max_shard_size="15MB")
+    for file in args.out.glob("*/config.json"):  # not where a part was while it was trained
+        config = {k: v for k, v in json.loads(file.read_text()).items() if k != "_name_or_path"}
+        file.write_text(json.dumps(config, indent=2) + "\n")
     (args.out / "sampling.json").write_text(json.dumps(recipe.SAMPLING, indent=2) + "\n")
 
 
