@@ -57,14 +57,21 @@ WEIGHTS = {method: RECIPES[method] for method in ORDER if method in RECIPES}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    command(arguments, __doc__, ORDER, run)
+
+
+def command(
+    arguments: Sequence[str] | None, description: str, methods: Sequence[str], run: Callable[..., list[str]]
+) -> None:
+    """The command line around `run`, which measures rows of these methods and returns those that failed."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="data/models/flux-dev-mini")
     parser.add_argument("--prompts", type=Path, default=Path("data/prompts"))
     parser.add_argument("--out", type=Path, default=Path("data/results"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--methods", nargs="+", choices=ORDER, default=ORDER, help="by default all")
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods, help="by default all")
     parser.add_argument("--pictures", type=int, help="per prompt; by default 4, of a video model 2")
     parser.add_argument(
         "--limit", type=int, help="only so many evaluation prompts, spread over the categories"

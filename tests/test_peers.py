@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import adatsq
-from adatsq import evaluate, peers
+from adatsq import benchmark, evaluate, peers
 from adatsq.models import quantizable
 from adatsq.peers import quanto, stored
 
@@ -136,7 +136,7 @@ def test_quanto_unpacks_as_its_packing_says(bits):
 @pytest.fixture
 def run(family_folders, tmp_path, monkeypatch):
     """run(*options) -> folder with the rows of the peers of a tiny model."""
-    monkeypatch.setattr(peers, "CALIBRATION", slice(0, 2))
+    monkeypatch.setattr(benchmark, "CALIBRATION", slice(0, 2))
     monkeypatch.setattr(evaluate, "RESAMPLES", 50)
     model = tmp_path / "tiny"
     shutil.copytree(family_folders("schnell"), model)

@@ -10,19 +10,13 @@ bit. Libraries that calibrate see the benchmark's calibration prompts, all steps
 counted from what the layers really store (`stored`).
 """
 
-import argparse
 import functools
 import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import torch
 
 import adatsq
-from adatsq.benchmark import CALIBRATION, CHECK, attempt, commit_here, spread
-from adatsq.judging import task_of
+from adatsq.benchmark import attempt, command
 from adatsq.models import quantizable
 from adatsq.peers import bitsandbytes, hqq, modelopt, quanto, sdnq, stored, torchao
 from adatsq.results import tidy_tables
@@ -56,41 +50,7 @@ PEERS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="data/models/flux-dev-mini")
-    parser.add_argument("--prompts", type=Path, default=Path("data/prompts"))
-    parser.add_argument("--out", type=Path, default=Path("data/results"))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--methods", nargs="+", choices=PEERS, default=list(PEERS), help="by default all")
-    parser.add_argument("--pictures", type=int, help="per prompt; by default 4, of a video model 2")
-    parser.add_argument("--limit", type=int, help="only so many evaluation prompts, over the categories")
-    parser.add_argument("--steps", type=int, help="denoising steps; by default the model's own")
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--commit", default=commit_here(), help="recorded with each row")
-    args = parser.parse_args(arguments)
-    pipe = adatsq.load_pipeline(args.model, torch_dtype=torch.float32, device=args.device)
-    task = task_of(pipe)
-    evaluation, calibration = (task.load(args.prompts / file) for file in task.files)
-    setting = Setting(
-        model=args.model,
-        name=Path(args.model).name,
-        out=args.out,
-        device=args.device,
-        commit=args.commit,
-        task=task,
-        pictures=args.pictures or task.pictures,
-        batch_size=args.batch_size or task.batch_size,
-        evaluation=spread(evaluation, args.limit) if args.limit else evaluation,
-        check=calibration[CHECK],
-        steps=args.steps,
-        methods=args.methods,
-    )
-    args.out.mkdir(parents=True, exist_ok=True)
-    failed = run(setting, pipe, [p.text for p in calibration[CALIBRATION]], calibration[0].seed)
-    if failed:
-        sys.exit(f"{setting.name}: these rows failed, for the reasons above: {', '.join(failed)}")
+    command(arguments, __doc__, tuple(PEERS), run)
 
 
 def run(setting: Setting, pipe, calibration: list[str], seed: int) -> list[str]:
