@@ -10,10 +10,12 @@ from adatsq.groups import search_groups
 from adatsq.mixed import most_sensitive, sensitivity
 from adatsq.models import quantizable
 from adatsq.replacement import quantize
+from adatsq.sizes import rank_of_equal_bits
 from adatsq.smoothing import GRID
 from adatsq.trace import Trace
 
 SVDQUANT_GROUP, SVDQUANT_RANK = 64, 32
+SVDQUANT_MODEL = "black-forest-labs/FLUX.1-dev"  # that the rank was published for
 VIDIT_Q = {"solver": "rtn", "rotation": True, "clip": False, "smoothing": 0.5, "asymmetric": True}
 
 
@@ -66,6 +68,21 @@ def svdquant(
     39 are scored, and the branch is improved, on 128 rows of all timesteps; a projection of GELU's outputs
     next to others (Flux's single blocks) is not split, and stays signed."""
     return quantize(pipe, trace, w_bits, a_bits, None, **_low_rank(pipe, "rtn"), **options)
+
+
+def svdquant_small_rank(
+    pipe: DiffusionPipeline,
+    trace: Trace | None = None,
+    w_bits: int = 4,
+    a_bits: int = 4,
+    alpha: pd.DataFrame | None = None,
+    **options,
+) -> DiffusionPipeline:
+    """SVDQuant with the lowest rank whose branch takes at least the bits per weight that rank 32 takes on
+    FLUX.1-dev (`sizes.rank_of_equal_bits`): on that model rank 32, on narrower layers less."""
+    rank = rank_of_equal_bits(pipe.transformer, SVDQUANT_RANK, SVDQUANT_MODEL)
+    fixed = {**_low_rank(pipe, "rtn"), "low_rank": rank}
+    return quantize(pipe, trace, w_bits, a_bits, None, **fixed, **options)
 
 
 def svdquant_gptq(
@@ -144,17 +161,18 @@ def q_dit(
     **options,
 ) -> DiffusionPipeline:
     """Q-DiT (arXiv:2406.17343): groups of weights and activations from min to max, GPTQ, and a size of groups
-    for each layer by an evolutionary search (`groups`), whose cost is printed unless progress=False."""
-    fixed, sizes = {"rotation": False, "clip": False, "asymmetric": True}, None
+    for each layer by an evolutionary search (`groups`), whose cost is printed unless progress=False, and
+    noted at the transformer (`facts.group_search`)."""
+    fixed, found, sizes = {"rotation": False, "clip": False, "asymmetric": True}, None, None
     if min(w_bits, a_bits) < 16 and trace is not None:
         found = search_groups(pipe, trace, w_bits, a_bits, **fixed)
         sizes = found.sizes
         if options.get("progress", True):
             cost = f"{found.tried} tried, {found.calls} transformer calls, {found.seconds:.0f} s"
             print(f"Q-DiT's search of group sizes: {cost}")
-    return quantize(
-        pipe, trace, w_bits, a_bits, None, group_size=sizes, a_group_size=sizes, **fixed, **options
-    )
+    quantize(pipe, trace, w_bits, a_bits, None, group_size=sizes, a_group_size=sizes, **fixed, **options)
+    pipe.transformer._adatsq_group_search = found
+    return pipe
 
 
 def _smooth(solver: str) -> dict:
@@ -184,6 +202,7 @@ METHODS = {
     "vidit-q": vidit_q,
     "vidit-q+mixed": vidit_q_mixed,
     "svdquant": svdquant,
+    "svdquant+small-rank": svdquant_small_rank,
     "svdquant+gptq": svdquant_gptq,
     "q-dit": q_dit,
     "adatsq+plain": adatsq_plain,

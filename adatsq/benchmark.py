@@ -5,8 +5,9 @@
 Every method draws the 553 evaluation prompts x 4 pictures from the same seeds, or the 204 of a video model x
 2 clips, and is judged by the same judge. Calibration prompts never meet them: 32 for the Fisher information
 and the Hessians, 4 of these for the search, 32 others for its final check. Each method's pictures are scored
-and written before the next method starts; rows already written are skipped. Of a run of at most 4 steps all
-paths of the search are followed as well, and its beams are held against the exact front.
+and written before the next method starts; rows already written are skipped. With --shared, for a device that
+other work is on too, all is as always but seconds, which are left out. Of a run of at most 4 steps all paths
+of the search are followed as well, and its beams are held against the exact front.
 
     NAME-images.csv    a row per method and picture: passed (of a clip: each dimension), psnr, ssim
     NAME-facts.csv     a row per method: seconds, bits, bytes, and transformer calls of one row each
@@ -29,7 +30,7 @@ from diffusers import DiffusionPipeline
 
 import adatsq
 from adatsq.baselines import METHODS
-from adatsq.facts import counted_calls, peak_memory, size
+from adatsq.facts import counted_calls, group_search, peak_memory, size
 from adatsq.judging import task_of
 from adatsq.results import ORDER, tidy_tables
 from adatsq.rows import (
@@ -78,6 +79,7 @@ def command(
     )
     parser.add_argument("--steps", type=int, help="denoising steps; by default the model's own")
     parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--shared", action="store_true", help="beside other work: seconds are not recorded")
     parser.add_argument("--commit", default=commit_here(), help="recorded with each row")
     args = parser.parse_args(arguments)
     pipe = adatsq.load_pipeline(args.model, torch_dtype=torch.float32, device=args.device)
@@ -98,6 +100,7 @@ def command(
         check=calibration[CHECK],
         steps=args.steps,
         methods=args.methods,
+        shared=args.shared,
     )
     args.out.mkdir(parents=True, exist_ok=True)
     failed = run(setting, pipe, [p.text for p in calibration[CALIBRATION]], calibration[0].seed)
@@ -139,6 +142,7 @@ def run(setting: Setting, pipe: DiffusionPipeline, calibration: list[str], seed:
             "fisher_s": fisher_s,
             **({} if alpha is None else {"fisher_calls": fisher_calls}),
             **size(pipe),
+            **group_search(pipe),
             **peak,
         }
         for name, budget in rows:

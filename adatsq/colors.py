@@ -1,6 +1,6 @@
 """One colour means one method, in every figure."""
 
-# Okabe and Ito's colours, grey, olive, brown and two violets: apart also for eyes with two kinds of cones. A
+# Okabe and Ito's colours, grey, olive, brown, violets and a dark blue: apart also for eyes with two kinds of cones. A
 # method on another's base has a shade of that one's colour, as far as they stay apart.
 METHOD_COLORS = {
     "fp": "#000000",
@@ -11,6 +11,7 @@ METHOD_COLORS = {
     "quarot": "#009E73",
     "q-dit": "#6A1FD0",
     "svdquant": "#CC79A7",
+    "svdquant+small-rank": "#9977FF",
     "svdquant+gptq": "#7A2964",
     "hadamard": "#56B4E9",
     "hadamard+gptq": "#0072B2",
@@ -21,6 +22,7 @@ METHOD_COLORS = {
     "adatsq-weights": "#E69F00",
     "adatsq": "#D55E00",
     "adatsq+ladder": "#480060",
+    "adatsq+lagrangian": "#000088",
 }
 
 

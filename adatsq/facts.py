@@ -46,6 +46,20 @@ def activation_bits(pipe: DiffusionPipeline, trace: Trace) -> dict:
     return {"average_bits": average, "flop_weighted_bits": bits / whole}
 
 
+def group_search(pipe: DiffusionPipeline) -> dict:
+    """What Q-DiT's search of group sizes cost and had to choose from; nothing for other methods.
+
+    group_tried, group_calls, group_s: assignments, transformer calls for one picture, seconds; all within
+    those of the weights. group_mean: size over layers. group_32_layers ...: whose inputs that size divides.
+    """
+    found = getattr(pipe.transformer, "_adatsq_group_search", None)
+    if found is None:
+        return {}
+    cost = {"group_tried": found.tried, "group_calls": found.calls, "group_s": found.seconds}
+    layers = {f"group_{size}_layers": n for size, n in found.possible.items()}
+    return {**cost, "group_mean": found.mean, **layers}
+
+
 @dataclass
 class Calls:
     """Transformer calls for one row of a batch: images x timesteps x branches, in whatever batches."""

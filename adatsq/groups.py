@@ -22,7 +22,8 @@ SIZES = (32, 64, 128, 192, 288)
 @dataclass(frozen=True)
 class GroupSearch:
     """sizes: {layer: group size, or None for the whole row}. error: of the velocity. tried: assignments.
-    calls: of the transformer, seconds: in all; what the search cost.
+    calls: of the transformer for one picture and branch, seconds: in all; what the search cost. possible: {size: layers whose inputs it
+    divides}. mean: group size over layers, a whole row as its length.
     """
 
     sizes: dict[str, int | None]
@@ -30,6 +31,8 @@ class GroupSearch:
     tried: int
     calls: int
     seconds: float
+    possible: dict[int, int]
+    mean: float
 
 
 def search_groups(
@@ -96,5 +99,7 @@ def search_groups(
     best = min(tried, key=tried.get)
     whole = {layer.name: layer.in_features for layer in layers}
     found = {name: None if g == whole[name] and g not in sizes else g for name, g in zip(whole, best)}
-    calls = len(tried) * len(trace.timesteps)
-    return GroupSearch(found, tried[best], len(tried), calls, time.perf_counter() - start)
+    calls = len(tried) * len(trace.timesteps) * len(images) * trace.branches
+    possible = {size: sum(size in choice for choice in choices) for size in sizes}
+    seconds = time.perf_counter() - start
+    return GroupSearch(found, tried[best], len(tried), calls, seconds, possible, float(np.mean(best)))

@@ -2,10 +2,11 @@
 
 import functools
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,15 @@ def task_of(pipe: DiffusionPipeline) -> Task:
 @functools.cache
 def _workers() -> ProcessPoolExecutor:
     """Fresh processes: a fork of one that has used torch's threads can hang."""
-    return ProcessPoolExecutor(
-        mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    )
+    return ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_start)
+
+
+def _start() -> None:
+    """One thread, and an end when the process that judges is killed: workers would wait for it for ever."""
+    torch.set_num_threads(1)
+
+    def follow() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -25,6 +25,7 @@ ORDER = (
     "quarot",
     "q-dit",
     "svdquant",
+    "svdquant+small-rank",
     "svdquant+gptq",
     "hadamard",
     "hadamard+gptq",
@@ -35,9 +36,11 @@ ORDER = (
     "adatsq-weights",
     "adatsq",
     "adatsq+ladder",
+    "adatsq+lagrangian",
 )
 # What a row is compared with, at the same weight bits: these, and what it is built on or differs from in one
-# thing (a policy also with a rotation alone).
+# thing (a policy also with a rotation alone). AdaTSQ also with SVDQuant whose branch weighs as little as on a
+# full-size model.
 EVERY = ("fp", "rtn", "svdquant", "hadamard+gptq")
 BASES = {
     "vidit-q+mixed": ("vidit-q",),
@@ -45,9 +48,10 @@ BASES = {
     "hadamard+gptq+search": ("hadamard",),
     "adatsq+smoothquant": ("smoothquant",),
     "adatsq+svdquant": ("svdquant+gptq",),
-    "adatsq-weights": ("hadamard",),
-    "adatsq": ("hadamard", "hadamard+gptq+search", "adatsq-weights"),
+    "adatsq-weights": ("hadamard", "svdquant+small-rank"),
+    "adatsq": ("hadamard", "hadamard+gptq+search", "adatsq-weights", "svdquant+small-rank"),
     "adatsq+ladder": ("hadamard", "hadamard+gptq+search", "adatsq-weights", "adatsq"),
+    "adatsq+lagrangian": ("hadamard", "hadamard+gptq+search", "adatsq-weights", "adatsq"),
 }
 POLICIES = ("hadamard+gptq+search", "adatsq")  # in BASES: compared with at the same budget
 PLACE = [*KEY, "prompt", "picture", "category"]  # columns of NAME-images.csv that say what a row is of

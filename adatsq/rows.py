@@ -18,15 +18,17 @@ from adatsq.evaluate import generate, psnr, ssim
 from adatsq.facts import activation_bits, counted_calls
 from adatsq.files import write_text
 from adatsq.judging import Task
+from adatsq.lagrangian import search_policies
 from adatsq.results import KEY, ORDER
 
 SEARCH = range(4)  # calibration images that the search follows
-# Searched methods: the weights that they are searched on, and candidates per w_bits: the default
-# shares, or a finer ladder that spends on the fourth bit first.
+# Searched methods: the weights that they are searched on, and the beam's candidates per w_bits: the default
+# shares, or a finer ladder that spends on the fourth bit first. None: no beam, the Lagrangian search.
 SEARCHED = {
     "hadamard+gptq+search": ("hadamard+gptq", SHARES),
     "adatsq": ("adatsq-weights", SHARES),
     "adatsq+ladder": ("adatsq-weights", {4: LADDER, 3: LADDER}),
+    "adatsq+lagrangian": ("adatsq-weights", None),
 }
 BEAMS = (1, 2, 4)  # held against the exact front of `adatsq`'s weights and candidates
 EXACT = "adatsq all-paths"
@@ -48,6 +50,7 @@ class Setting:
     check: list
     steps: int | None = None
     methods: Sequence[str] = ORDER
+    shared: bool = False  # with other work on the device: how long something took there says nothing
 
     def load(self) -> DiffusionPipeline:
         return adatsq.load_pipeline(self.model, torch_dtype=torch.float32, device=self.device)
@@ -79,9 +82,11 @@ def at_searched_bits(
     setting, pipe, trace, fisher, reference, method: str, w_bits: int, budget: float, facts
 ) -> str:
     """The policy that the search finds on these weights for this budget, and its pictures."""
-    options = {"shares": SEARCHED[method][1][w_bits], "images": list(SEARCH), "progress": False}
+    shares = SEARCHED[method][1]
+    kind, options = ("lagrangian", {}) if shares is None else ("paper", {"shares": shares[w_bits], "beam": 4})
+    options |= {"budget": budget, "images": list(SEARCH), "progress": False}
     with counted_calls(pipe.transformer) as calls:
-        result = adatsq.beam_search(pipe, trace, fisher, beam=4, budget=budget, **options)
+        result = search_policies(pipe, trace, fisher, kind, **options)
     policy, judge_s = timed(result.pick, budget, lambda policy: check(setting, pipe, policy))
     key = {"method": method, "w_bits": w_bits, "budget": budget}
     _append(setting.path("-search.csv"), result.evaluated.assign(**key), list(key), float_format="%.6g")
@@ -92,7 +97,8 @@ def at_searched_bits(
         "parameter_weighted_bits": policy.parameter_weighted,
         "flop_weighted_bits": policy.flop_weighted,
         "search_s": result.seconds,
-        "search_calls": calls.rows,
+        # Backward passes and products at other bits are no calls that a hook sees, but work all the same.
+        "search_calls": calls.rows if kind == "paper" else result.calls * trace.branches,
         "judge_s": judge_s,
         "front_paths": len(result.front),
     }
@@ -179,6 +185,8 @@ def timed(function, *args, **kwargs):
 
 
 def _append_facts(setting: Setting, facts: dict) -> None:
+    if setting.shared:
+        facts = {name: None if name.endswith("_s") else value for name, value in facts.items()}
     facts = {"model": setting.name, **facts, "commit": setting.commit, "device": device_name(setting.device)}
     _append(setting.path("-facts.csv"), pd.DataFrame([facts]), KEY)
 

@@ -5,6 +5,7 @@ published checkpoints; where a diffusers class has them as its defaults, nothing
 """
 
 import json
+import math
 from pathlib import Path
 
 import diffusers
@@ -122,8 +123,6 @@ def hessian_bytes(model: str) -> int:
 def branch_bits(model: str | Path, rank: int) -> float:
     """Bits per weight that a 16-bit branch of this rank adds to layers with quantised activations.
 
-        sum_l 16 r (in_l + out_l) / sum_l in_l out_l
-
     model: a name in REAL, or a folder, of which only the transformer's configuration is read.
     FileNotFoundError if that is not there.
     """
@@ -133,9 +132,23 @@ def branch_bits(model: str | Path, rank: int) -> float:
         else:
             config = json.loads((Path(model) / "transformer" / "config.json").read_text())
             transformer = getattr(diffusers, config["_class_name"]).from_config(config)
+    return branch_bits_of(transformer, rank)
+
+
+def branch_bits_of(transformer: nn.Module, rank: int) -> float:
+    """`branch_bits` of a transformer as it stands: sum_l 16 r (in_l + out_l) / sum_l in_l out_l."""
     layers = [layer for layer in quantizable(transformer) if layer.role == "act"]
     weights = sum(layer.in_features * layer.out_features for layer in layers)
     return sum(16 * rank * (layer.in_features + layer.out_features) for layer in layers) / weights
+
+
+def rank_of_equal_bits(transformer: nn.Module, rank: int, model: str) -> int:
+    """The lowest rank whose branch adds as many bits per weight as one of `rank` adds to `model`, or more.
+
+    model: a name in REAL. A branch's bits grow with its rank and fall with the width of a layer, so the same
+    rank is a larger part of a narrow model.
+    """
+    return math.ceil(branch_bits(model, rank) / branch_bits_of(transformer, 1) - 1e-9)
 
 
 def _saved_bytes(transformer: nn.Module, w_bits: int) -> float:

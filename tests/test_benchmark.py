@@ -101,7 +101,7 @@ def test_a_row_that_fails_is_named_and_the_others_go_on(run_all, monkeypatch, tm
         raise ValueError("broken on purpose")
 
     monkeypatch.setitem(benchmark.WEIGHTS, "rtn", broken)
-    monkeypatch.setattr(rows.adatsq, "beam_search", broken)
+    monkeypatch.setattr(rows, "search_policies", broken)
     methods = ["rtn", "vidit-q+mixed", "hadamard+gptq", "hadamard+gptq+search"]
     with pytest.raises(SystemExit, match=r"rtn weights W4, hadamard\+gptq\+search W4A4, rtn weights W3"):
         run_all("zimage", "--limit", "1", "--pictures", "1", "--methods", *methods, out=tmp_path)
@@ -170,8 +170,38 @@ def test_calls_that_calibration_makes(pictures, clips):
     # 4 images through the 3 candidates of the first step, and those of at most 4 paths in the second
     searched = facts.loc[["adatsq", "hadamard+gptq+search"]].search_calls
     assert searched.between(4 * (3 + 3), 4 * (3 + 12)).all()
+    # forwards of the check alone, and 3 + 3 passes of each step for the marginal errors
+    assert facts.loc["adatsq+lagrangian"].search_calls.between(4 * 2 * 7, 4 * 2 * (6 + 4)).all()
     facts = pd.read_csv(clips / "tiny-facts.csv").set_index("method").calibration_calls
     assert facts["svdquant+gptq"].eq(32).all() and facts["hadamard+gptq"].eq(16).all()
+
+
+def test_what_q_dits_search_cost_is_a_fact(pictures):
+    """Its calls are among those of the weights: 8 more for GPTQ. No row of another method has them."""
+    facts = pd.read_csv(pictures / "tiny-facts.csv").set_index("method")
+    q_dit = facts.loc["q-dit"]
+    assert (q_dit.group_calls + 8 == q_dit.calibration_calls).all()
+    assert (q_dit.group_calls == 2 * q_dit.group_tried).all() and q_dit.group_s.lt(q_dit.quantize_s).all()
+    assert (q_dit.group_32_layers == 34).all() and (q_dit[["group_192_layers", "group_288_layers"]] == 0).all(
+        axis=None
+    )
+    assert facts.drop("q-dit").filter(like="group_").isna().all(axis=None)
+
+
+def test_shared_rows_have_all_but_seconds(run_all, pictures, tmp_path):
+    run_all(
+        "flux", "--limit", "4", "--pictures", "2", "--methods", "q-dit", "adatsq", "--shared", out=tmp_path
+    )
+    alone, shared = (pd.read_csv(f / "tiny-facts.csv").set_index(KEY) for f in (pictures, tmp_path))
+    seconds = [column for column in shared if column.endswith("_s")]
+    assert {"quantize_s", "search_s", "judge_s", "record_s", "fisher_s", "group_s"} <= set(seconds)
+    assert shared[seconds].isna().all(axis=None)
+    rest = shared.drop(columns=seconds)
+    pd.testing.assert_frame_equal(rest, alone.loc[rest.index, rest.columns], check_dtype=False)
+    table = pd.read_csv(tmp_path / "tiny.csv")
+    assert not table.metric.str.endswith("_s").any() and "search_calls" in set(table.metric)
+    for name in ("tiny-policy-adatsq-w3a3.1.json", "tiny-policy-adatsq-w4a4.json"):
+        assert (tmp_path / name).read_text() == (pictures / name).read_text()
 
 
 def test_tables_repeat_from_the_pictures(pictures):

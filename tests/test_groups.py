@@ -37,6 +37,8 @@ def test_the_search_meets_the_mean_and_says_its_cost(tiny_folder, trace):
     assert set(found.sizes) == {layer.name for layer in trace.layers if layer.role == "act"}
     assert set(found.sizes.values()) <= {8, 16, 32} and len(set(found.sizes.values())) > 1
     assert np.mean(list(found.sizes.values())) >= 16
+    assert found.possible == dict.fromkeys((8, 16, 32), len(found.sizes))
+    assert found.mean == np.mean(list(found.sizes.values()))
     assert 4 <= found.tried <= 4 + 3 * 2 and found.calls == 2 * found.tried and found.seconds > 0
     assert found.error == pytest.approx(by_hand(tiny_folder, trace, found.sizes), rel=1e-4)
     assert found.error < by_hand(tiny_folder, trace, dict.fromkeys(found.sizes, 32))
@@ -75,5 +77,6 @@ def test_where_the_mean_is_out_of_reach_the_largest_are_taken(tiny_folder, trace
     found = groups.search_groups(load_pipeline(tiny_folder), trace, 4, 4, **ASYMMETRIC)
     widths = {layer.name: layer.in_features for layer in trace.layers if layer.role == "act"}
     assert found.tried == 1
+    assert found.possible == {s: sum(w % s == 0 for w in widths.values()) for s in groups.SIZES}
     for name, size in found.sizes.items():
         assert size == max(s for s in groups.SIZES if widths[name] % s == 0)

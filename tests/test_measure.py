@@ -1,6 +1,8 @@
 """The one command for all measurements: order, side by side, the clock, failures."""
 
 import importlib
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -41,10 +43,82 @@ def test_the_clock_ends_what_runs_and_starts_nothing_more(tmp_path):
     assert time.monotonic() - start < 30 and not (tmp_path / "m-next.log").exists()
 
 
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_for(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.1)
+    return true()
+
+
+def test_told_to_end_it_ends_what_it_started(tmp_path):
+    """And starts nothing more. The command writes its number, then sleeps."""
+    file, child = (
+        tmp_path / "pid",
+        "import os, time; open({!r}, 'w').write(str(os.getpid())); time.sleep(300)",
+    )
+    code = f"""
+import signal, sys
+from pathlib import Path
+from adatsq import measure
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
+python = lambda code: [sys.executable, "-c", code]
+first, second = python({child.format(str(file))!r}), python({child.format(str(file) + "2")!r})
+measure.run([[("m first", first), ("m second", second)]], Path({str(tmp_path)!r}))
+"""
+    process = subprocess.Popen(python(code), stderr=subprocess.PIPE, text=True)
+    assert wait_for(lambda: file.exists() and file.read_text())
+    process.terminate()
+    assert "told to end" in process.communicate(timeout=60)[1] and process.returncode == 1
+    assert not alive(int(file.read_text())) and not (tmp_path / "pid2").exists()
+
+
+def test_judges_end_with_the_process_that_started_them(tmp_path):
+    code = f"""
+import os, time
+from adatsq import judging
+if __name__ == "__main__":
+    open({str(tmp_path / "pid")!r}, "w").write(str(judging._workers().submit(os.getpid).result()))
+    time.sleep(300)
+"""
+    (tmp_path / "judge.py").write_text(code)
+    process = subprocess.Popen([sys.executable, str(tmp_path / "judge.py")])
+    pid = tmp_path / "pid"
+    assert wait_for(lambda: pid.exists() and pid.read_text(), 120)
+    assert alive(int(pid.read_text()))
+    process.kill()
+    process.wait()
+    assert wait_for(lambda: not alive(int(pid.read_text())), 20)
+
+
+@pytest.mark.parametrize(("options", "alone"), [([], ["x benchmark"]), (["--side-by-side"], [])])
+def test_side_by_side_records_no_seconds(options, alone, monkeypatch, tmp_path):
+    """Which commands run alone, and which are told that they do not."""
+    ran = []
+    monkeypatch.setattr(measure, "run", lambda chains, *rest: ran.append(chains) or [])
+    monkeypatch.setattr(measure.signal, "signal", lambda *args: None)
+    jobs = ["--jobs", "peers", "benchmark", "search"]
+    monkeypatch.setattr(sys, "argv", ["measure", "--models", "x", "y", *jobs, *options])
+    measure.main()
+    first, (chain, other) = ran
+    assert [name for name, _ in first[0]][:1] == alone and not any("--shared" in c for _, c in first[0])
+    names = [name for name, _ in chain]
+    assert names == [f"x {job}" for job in ("peers", "benchmark", "search") if f"x {job}" not in alone]
+    assert [name.replace("x", "y") for name in names] == [name for name, _ in other]
+    assert {name for name, command in chain if "--shared" in command} == set(names) - {"x search"}
+
+
 @pytest.mark.parametrize("job", measure.JOBS)
 def test_every_job_is_a_command_that_takes_these_arguments(job, monkeypatch, capsys):
     """Each command's own parser knows all of the line but the last word, which nobody knows."""
-    ((name, command),) = measure.commands(Path("data/models/x"), Path("out"), [job], "abc")
+    ((name, command),) = measure.commands(Path("data/models/x"), Path("out"), [job], "abc", shared=True)
     assert name == f"x {job}"
     module = importlib.import_module(command[2])
     monkeypatch.setattr(sys, "argv", [command[2], *command[3:], "--nonsense"])

@@ -17,7 +17,7 @@ def paired(tmp_path_factory):
     """All methods, the searched ones at two budgets, with made-up passes."""
     tmp_path = tmp_path_factory.mktemp("results")
     random, images = np.random.default_rng(0), []
-    searched = {"hadamard+gptq+search", "adatsq", "adatsq+ladder"}
+    searched = {"hadamard+gptq+search", "adatsq", "adatsq+ladder", "adatsq+lagrangian"}
     for w_bits in (4, 3):
         for method in ORDER:
             for a_bits in (w_bits, w_bits + 0.5) if method in searched else (w_bits,):
@@ -53,6 +53,9 @@ def test_every_row_is_held_against_the_same_four(paired):
         ("adatsq", "adatsq-weights"),
         ("adatsq", "hadamard+gptq+search"),
         ("adatsq+ladder", "adatsq"),
+        ("adatsq+lagrangian", "adatsq"),
+        ("adatsq", "svdquant+small-rank"),
+        ("svdquant+small-rank", "svdquant"),
         ("svdquant+gptq", "svdquant"),
         ("vidit-q+mixed", "vidit-q"),
         ("hadamard+gptq+search", "hadamard+gptq"),
