@@ -1,7 +1,7 @@
 """One colour means one method, in every figure."""
 
-# Okabe and Ito's colours, grey, olive, brown, violets and a dark blue: apart also for eyes with two kinds of cones. A
-# method on another's base has a shade of that one's colour, as far as they stay apart.
+# Okabe and Ito's colours, grey, olive, brown, violets and a dark blue: apart also for eyes with two kinds of
+# cones. A method on another's base has a shade of that one's colour, as far as they stay apart.
 METHOD_COLORS = {
     "fp": "#000000",
     "rtn": "#666666",

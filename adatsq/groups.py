@@ -22,8 +22,8 @@ SIZES = (32, 64, 128, 192, 288)
 @dataclass(frozen=True)
 class GroupSearch:
     """sizes: {layer: group size, or None for the whole row}. error: of the velocity. tried: assignments.
-    calls: of the transformer for one picture and branch, seconds: in all; what the search cost. possible: {size: layers whose inputs it
-    divides}. mean: group size over layers, a whole row as its length.
+    calls: of the transformer for one picture and branch, seconds: in all; what the search cost.
+    possible: {size: layers whose inputs it divides}. mean: group size over layers, a whole row as its length.
     """
 
     sizes: dict[str, int | None]

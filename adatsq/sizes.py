@@ -126,13 +126,7 @@ def branch_bits(model: str | Path, rank: int) -> float:
     model: a name in REAL, or a folder, of which only the transformer's configuration is read.
     FileNotFoundError if that is not there.
     """
-    with torch.device("meta"):
-        if str(model) in REAL:
-            transformer = next(iter(REAL[str(model)].values()))()
-        else:
-            config = json.loads((Path(model) / "transformer" / "config.json").read_text())
-            transformer = getattr(diffusers, config["_class_name"]).from_config(config)
-    return branch_bits_of(transformer, rank)
+    return branch_bits_of(_shapes(model), rank)
 
 
 def branch_bits_of(transformer: nn.Module, rank: int) -> float:
@@ -149,6 +143,20 @@ def rank_of_equal_bits(transformer: nn.Module, rank: int, model: str) -> int:
     rank is a larger part of a narrow model.
     """
     return math.ceil(branch_bits(model, rank) / branch_bits_of(transformer, 1) - 1e-9)
+
+
+def rank_for(model: str | Path, rank: int, other: str) -> int:
+    """`rank_of_equal_bits` of a name in REAL or a folder."""
+    return rank_of_equal_bits(_shapes(model), rank, other)
+
+
+def _shapes(model: str | Path) -> nn.Module:
+    """A transformer without its numbers."""
+    with torch.device("meta"):
+        if str(model) in REAL:
+            return next(iter(REAL[str(model)].values()))()
+        config = json.loads((Path(model) / "transformer" / "config.json").read_text())
+        return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
 def _saved_bytes(transformer: nn.Module, w_bits: int) -> float:

@@ -20,10 +20,12 @@ COSTS = {
     "record_s": "record, s",
     "fisher_s": "Fisher, s",
     "quantize_s": "weights, s",
+    "group_s": "group sizes, s",
     "search_s": "search, s",
     "judge_s": "pick, s",
     "calibration_calls": "weights, calls",
     "fisher_calls": "Fisher, calls",
+    "group_calls": "group sizes, calls",
     "search_calls": "search, calls",
     "quantize_peak_bytes": "peak, MB",
 }
@@ -196,6 +198,25 @@ def costs(scores: Scores, methods: tuple[str, ...]) -> pd.DataFrame:
     if "quantize_peak_bytes" in table:
         table["quantize_peak_bytes"] /= 1e6
     return table.rename(columns=COSTS)
+
+
+def group_search(scores: Scores, name: str) -> str | None:
+    """What the search of group sizes of a row such as "q-dit W4A4" had to choose from, tried and cost.
+
+    None if the row, or its search, is not stored. No full stop.
+    """
+    tried, calls, mean = (scores.value(name, f"group_{fact}") for fact in ("tried", "calls", "mean"))
+    if pd.isna(tried):
+        return None
+    metrics = scores.table[scores.table.name == name].set_index("metric").value
+    sizes = {m.split("_")[1]: int(n) for m, n in metrics.items() if re.fullmatch(r"group_\d+_layers", m)}
+    possible = ", ".join(f"{size} ({n} layers)" for size, n in sizes.items() if n) or "none"
+    never = ", ".join(size for size, n in sizes.items() if not n)
+    took = scores.value(name, "group_s")
+    line = f"sizes that divide a layer's inputs: {possible}" + (f"; of no layer: {never}" if never else "")
+    cost = f"{tried:.0f} assignments, {calls:.0f} calls" + ("" if pd.isna(took) else f", {took:.1f} s")
+    what = "the largest that divide, without a search" if tried == 1 else "the best of those tried"
+    return f"{line}. Taken: {what}, {mean:.0f} on average; {cost}"
 
 
 def saved(scores: Scores) -> pd.DataFrame:

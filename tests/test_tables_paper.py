@@ -129,6 +129,27 @@ def test_costs_show_what_a_row_needs(scores):
     assert "svdquant W4A4" not in table.index  # nothing but a Fisher information that it does not use
 
 
+def test_what_a_search_of_groups_cost_and_had_to_choose_from(scores):
+    """With and without seconds, with and without a choice; no line for rows that have no such search."""
+    place = scores.table[scores.table.name == "q-dit W4A4"].iloc[[0]]
+    facts = {"group_tried": 1, "group_calls": 50, "group_mean": 128, "group_s": 2.5}
+    layers = {"group_32_layers": 7, "group_128_layers": 4, "group_192_layers": 0}
+    more = [place.assign(metric=metric, value=value) for metric, value in {**facts, **layers}.items()]
+    found = tables.Scores(pd.concat([scores.table, *more]), scores.paired)
+    wanted = (
+        "inputs: 32 (7 layers), 128 (4 layers); of no layer: 192. Taken: the largest that divide, without a"
+    )
+    said = tables_paper.group_search(found, "q-dit W4A4")
+    assert wanted in said and said.endswith("search, 128 on average; 1 assignments, 50 calls, 2.5 s")
+    assert tables_paper.costs(found, ("q-dit",)).at["q-dit W4A4", "group sizes, calls"] == 50
+    found.table.loc[found.table.metric == "group_tried", "value"] = 20
+    shared = tables.Scores(found.table[~found.table.metric.str.endswith("_s")], found.paired)
+    said = tables_paper.group_search(shared, "q-dit W4A4")
+    assert said.endswith("Taken: the best of those tried, 128 on average; 20 assignments, 50 calls")
+    assert tables_paper.costs(shared, ("q-dit",)).columns.tolist() == ["group sizes, calls"]
+    assert tables_paper.group_search(scores, "q-dit W4A4") is None
+
+
 def test_a_dimension_counts_if_it_can_be_told_from_zero(scores):
     theirs = pd.DataFrame(
         [(m, w, d, v) for m, w, d, v in (

@@ -1,0 +1,83 @@
+"""How much of a gap is closed, against gaps that are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import norm
+
+from adatsq import evaluate, tables, tables_gap
+
+
+def pictures(**psnr) -> pd.DataFrame:
+    names = {"uniform": "uniform 3", "flops": "lagrangian, flops"}
+    return pd.concat(
+        pd.DataFrame({"search": names.get(s, s), "budget": 3.1, "picture": range(len(v)), "psnr": v})
+        for s, v in psnr.items()
+    )
+
+
+def test_three_decibels_are_half_of_the_squared_error():
+    rows = tables_gap.gaps(pictures(uniform=[20.0] * 8, lagrangian=[20 + 10 * np.log10(2)] * 8))
+    assert rows[["from", "search"]].values.tolist() == [["fixed 3 bits", "lagrangian"]]
+    assert rows[["value", "ci_low", "ci_high"]].to_numpy() == pytest.approx(0.5)
+
+
+def test_squared_error_is_that_of_the_pictures():
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 8, 3), dtype=np.uint8)
+    wanted = np.square(a.astype(float) - b).mean((1, 2, 3))
+    np.testing.assert_allclose(tables_gap.squared_error(pd.Series(evaluate.psnr(a, b))), wanted, rtol=1e-9)
+
+
+def test_the_interval_is_that_of_a_ratio_of_means():
+    """Against the delta method: after = before / 2 + noise, whose ratio has a known standard error."""
+    random = np.random.default_rng(1)
+    before = random.gamma(4.0, 1.0, 400)
+    after = 0.5 * before + 0.3 * random.standard_normal(400)
+    share, low, high = tables_gap.share_closed(before, after)
+    ratio = after.mean() / before.mean()
+    error = (after - ratio * before).std() / before.mean() / np.sqrt(len(before))
+    assert share == pytest.approx(1 - ratio)
+    assert high - low == pytest.approx(2 * norm.ppf(0.975) * error, rel=0.1)
+
+
+def test_a_gap_of_nothing_has_no_share():
+    random = np.random.default_rng(0)
+    assert tables_gap.share_closed(random.standard_normal(50), np.ones(50)) is None
+    assert tables_gap.share_closed(np.array([]), np.array([])) is None
+
+
+@pytest.mark.parametrize(
+    ("decibels", "said"),
+    [(6.0, "the aim is met"), (1.0, "the aim is not met"), (-2.0, "widens the gap by 58%")],
+)
+def test_the_words_follow_the_numbers(decibels, said):
+    ((line),) = tables_gap.sentences("m", pictures(uniform=[20.0] * 9, lagrangian=[20.0 + decibels] * 9))
+    assert said in line and line.startswith("m, from fixed 3 bits (20.00 dB): `lagrangian`")
+    assert ("is not met" in line) == (decibels < 3)
+
+
+def test_an_interval_over_the_aim_decides_nothing():
+    assert tables_gap.verdict(0.4, 0.6) == "whether the aim is met cannot be told"
+
+
+@pytest.mark.parametrize("rows", [pd.DataFrame(), pictures(lagrangian=[20.0]), pictures(uniform=[20.0])])
+def test_missing_rows_are_named(rows):
+    assert list(tables_gap.sentences("m", rows)) == ["m: not measured at 3.1 bits"]
+
+
+def test_the_judged_gap():
+    totals = {"fp": 0.9, "hadamard+gptq W3A3": 0.5, "adatsq W3A3.1": 0.7, "adatsq+lagrangian W3A3.1": 0.8}
+    table = pd.DataFrame({"name": totals.keys(), "metric": "total", "value": totals.values()})
+    row = {
+        "name": "adatsq+lagrangian W3A3.1",
+        "metric": "total",
+        "value": 0.3,
+        "ci_low": 0.24,
+        "ci_high": 0.36,
+    }
+    paired = pd.DataFrame([{**row, "baseline": "hadamard+gptq"}])
+    first, second = tables_gap.judged(tables.Scores(table, paired))
+    assert first.startswith("from hadamard+gptq W3A3, 0.400 below") and "closes 75% (+60% to +90%" in first
+    assert first.endswith("the aim is met") and second.endswith("closes 50%")
+    fewer = tables.Scores(table[:3], paired)
+    assert list(tables_gap.judged(fewer)) == ["`adatsq+lagrangian` at 3.1 bits is not scored yet"]
