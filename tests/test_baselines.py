@@ -145,14 +145,6 @@ def test_svdquant_is_its_formula(name, tiny_folder, trace, full):
     )
 
 
-def test_a_small_rank_is_that_and_else_svdquant(tiny_folder, trace):
-    """On layers that are so narrow the rank is the least, 1."""
-    pipes = [METHODS[f"svdquant{r}"](load_pipeline(tiny_folder), trace, 4, 4) for r in ("", "+small-rank")]
-    for name in trace.tokens:
-        whole, small = (pipe.transformer.get_submodule(name) for pipe in pipes)
-        assert len(small.down) == 1 < len(whole.down) and small.group_size == whole.group_size
-
-
 @pytest.mark.parametrize("base", ["plain", "smoothquant", "svdquant"])
 def test_adatsq_on_a_base_lowers_the_weighted_output_error(base, tiny_folder, trace, alpha, full):
     """Weights at 3 bits, inputs as they come: sum_t alpha_t |x dW|^2 of each layer, with alpha or without."""

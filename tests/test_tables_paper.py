@@ -6,8 +6,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from diffusers import FluxTransformer2DModel
 from matplotlib.text import Text
 
 from adatsq import plots_tables, sizes, tables, tables_paper
@@ -175,25 +173,6 @@ def test_other_libraries_are_no_methods_of_the_paper(scores):
     more = tables.Scores(pd.concat([scores.table, row]), scores.paired)
     assert tables_paper.others(more).at["quanto W4A16", "total"] == TOTALS["q-dit"]
     assert "quanto W4A16" not in tables_paper.bits(more).index
-
-
-def test_a_small_rank_weighs_as_much_as_32_on_a_wide_model():
-    """Square layers, by hand: a branch of rank r takes 32 r / d bits per weight."""
-    real = sizes.branch_bits("black-forest-labs/FLUX.1-dev", 32)
-
-    class Layers(torch.nn.Module):
-        def __init__(self, width):
-            super().__init__()
-            block = torch.nn.Module()
-            block.attn = torch.nn.Linear(width, width)
-            self.blocks = torch.nn.ModuleList([block])
-
-    for width in (64, 256, 320, 3072):
-        rank = sizes.rank_of_equal_bits(Layers(width), 32, "black-forest-labs/FLUX.1-dev")
-        assert 32 * (rank - 1) / width < real <= 32 * rank / width
-    with torch.device("meta"):
-        flux = FluxTransformer2DModel(guidance_embeds=True)
-    assert sizes.rank_of_equal_bits(flux, 32, "black-forest-labs/FLUX.1-dev") == 32
 
 
 def test_a_branch_weighs_less_on_a_wide_layer():
