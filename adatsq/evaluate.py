@@ -5,6 +5,7 @@ Pictures of one prompt are alike, so the bootstrap draws prompts, not pictures, 
 clustered, stratified, paired bootstrap).
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -108,16 +109,24 @@ def intervals(
         _same_shape(values, np.asarray(baseline))
         values = values - np.asarray(baseline, dtype=float)
     means, categories = values.mean(axis=1), np.asarray(categories)
-    rng, rows, draws = np.random.default_rng(seed), {}, []
+    rows, draws, names = {}, [], list(dict.fromkeys(categories))
     tails = (100 * (1 - level) / 2, 100 * (1 + level) / 2)
-    for category in dict.fromkeys(categories):
+    sizes = tuple(int((categories == category).sum()) for category in names)
+    for category, drawn in zip(names, _resampled(sizes, RESAMPLES, seed)):
         inside = means[categories == category]
-        draw = inside[rng.integers(0, len(inside), (RESAMPLES, len(inside)))].mean(axis=1)
+        draw = inside[drawn].mean(axis=1)
         draws.append(draw)
         rows[category] = [inside.mean(), *np.percentile(draw, tails), len(inside) * values.shape[1]]
     total = np.mean(draws, axis=0)
     rows["total"] = [np.mean([r[0] for r in rows.values()]), *np.percentile(total, tails), values.size]
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "ci_low", "ci_high", "n"])
+
+
+@functools.lru_cache(maxsize=4)
+def _resampled(sizes: tuple[int, ...], resamples: int, seed: int) -> list[np.ndarray]:
+    """Prompts that each resample draws, (resamples, n) of each category: the same for all rows of a table."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, n, (resamples, n)) for n in sizes]
 
 
 def _same_shape(a: np.ndarray, b: np.ndarray) -> None:

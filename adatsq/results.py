@@ -60,9 +60,14 @@ SEED = 0  # of the bootstrap; the pictures' own seeds are in the prompt file
 
 
 def tidy_tables(name: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read NAME-images.csv and NAME-facts.csv, write and return NAME.csv and NAME-paired.csv."""
+    """Read NAME-images.csv and NAME-facts.csv, write and return NAME.csv and NAME-paired.csv.
+
+    Pictures without facts are left out: their row was ended between the two files, and is measured again.
+    """
     images, facts = pd.read_csv(f"{name}-images.csv"), pd.read_csv(f"{name}-facts.csv")
+    images = _in_order(images)
     origin = facts.set_index(KEY)[["commit", "device"]]
+    images = images[pd.MultiIndex.from_frame(images[KEY]).isin(origin.index)]
     scores = [column for column in images if column not in (*PLACE, *DISTANCES)]
     if scores != ["passed"]:  # of clips: the total is the mean of the dimensions
         images["total"] = images[scores].mean(axis=1)
@@ -113,9 +118,15 @@ def _rows(key, origin, values, categories, baseline=None, metric="passed") -> pd
     ]
 
 
+def _in_order(images: pd.DataFrame) -> pd.DataFrame:
+    """Methods as they come, the rows of each by prompt and picture."""
+    groups = images.groupby(KEY, sort=False).ngroup()
+    order = np.lexsort([images.picture, images.prompt, groups])
+    return images.iloc[order].reset_index(drop=True)
+
+
 def _grid(group: pd.DataFrame, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """(values (prompts, pictures), categories (prompts,))."""
-    group = group.sort_values(["prompt", "picture"])
+    """(values (prompts, pictures), categories (prompts,)) of rows in the order of prompts and pictures."""
     values = group[metric].to_numpy(dtype=float).reshape(group.prompt.nunique(), -1)
     return values, group[group.picture == 0].category.to_numpy()
 

@@ -195,7 +195,7 @@ def _append(file: Path, rows: pd.DataFrame, key: list[str], float_format: str | 
     """Replace the rows of the same key (method and bits), add the new ones; the others stay to the letter."""
     text = rows.to_csv(index=False, float_format=float_format)
     if file.exists():
-        same = (pd.read_csv(file)[key] == rows[key].iloc[0]).all(axis=1)
+        same = (pd.read_csv(file, usecols=key)[key] == rows[key].iloc[0]).all(axis=1)
         old, new = (pd.read_csv(f, dtype=str, keep_default_na=False) for f in (file, io.StringIO(text)))
         text = pd.concat([old[~same], new]).fillna("").to_csv(index=False)
     write_text(file, text)

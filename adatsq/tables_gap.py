@@ -97,10 +97,11 @@ def judged(
         gap = target - scores.value(start)
         if np.isnan(gap):
             continue
-        if gap <= 0:
-            yield f"{start} has no gap to full precision ({gap:+.3f}), so there is nothing to close"
+        method, known = start.split()[0], scores.paired[scores.paired.name == start]
+        known = known[(known.baseline == "fp") & (known.metric == "total")]
+        if gap <= 0 or (known.ci_high >= 0).any():
+            yield f"the gap of {start} to full precision ({gap:+.3f}) cannot be told from none"
             continue
-        method = start.split()[0]
         paired = scores.paired[
             (scores.paired.name == f"{better} W{w_bits}A{budget:g}")
             & (scores.paired.baseline == method)

@@ -76,6 +76,18 @@ def test_what_is_built_on_another_is_held_against_it(paired, method, base):
         assert row.value == pytest.approx(passed[0] - passed[1])
 
 
+def test_a_row_that_was_ended_between_its_files_is_left_out(paired, tmp_path):
+    images, _ = paired
+    images.to_csv(tmp_path / "m-images.csv", index=False)
+    facts = images[KEY].drop_duplicates().assign(commit="c", device="d")
+    facts[facts.method != "adatsq"].to_csv(tmp_path / "m-facts.csv", index=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "RESAMPLES", 50)
+        table, pairs = tidy_tables(tmp_path / "m")
+    assert set(table.method) == set(ORDER) - {"adatsq"}
+    assert "adatsq" not in {*pairs.method, *pairs.baseline}
+
+
 def test_rules_name_methods():
     assert {*EVERY, *BASES, *(base for bases in BASES.values() for base in bases)} <= set(ORDER)
 

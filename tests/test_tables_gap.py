@@ -79,5 +79,10 @@ def test_the_judged_gap():
     first, second = tables_gap.judged(tables.Scores(table, paired))
     assert first.startswith("from hadamard+gptq W3A3, 0.400 below") and "closes 75% (+60% to +90%" in first
     assert first.endswith("the aim is met") and second.endswith("closes 50%")
+    noise = pd.DataFrame(
+        [{"name": "adatsq W3A3.1", "baseline": "fp", "metric": "total", "ci_low": -0.5, "ci_high": 0.1}]
+    )
+    _, unsure = tables_gap.judged(tables.Scores(table, pd.concat([paired, noise])))
+    assert "cannot be told from none" in unsure and "+0.200" in unsure
     fewer = tables.Scores(table[:3], paired)
     assert list(tables_gap.judged(fewer)) == ["`adatsq+lagrangian` at 3.1 bits is not scored yet"]
