@@ -36,11 +36,12 @@ def step_coefficients(trace: Trace) -> Tensor:
     ValueError if it is not, that is, if c and the recorded velocities do not give the recorded latents.
     """
     steps = len(trace.timesteps)
-    unit, scheduler = torch.eye(steps + 1, dtype=torch.float64), scheduler_copy(trace.scheduler)
+    scheduler = scheduler_copy(trace.scheduler)  # on the device of the recorded run, which the trace has left
+    unit = torch.eye(steps + 1, dtype=torch.float64, device=scheduler.timesteps.device)
     rows = [unit[:1]]
     for t in range(steps):
         rows.append(step(scheduler, unit[t + 1 : t + 2], t, rows[-1]))
-    rows = torch.cat(rows).double()
+    rows = torch.cat(rows).double().cpu()
     given = torch.cat([trace.latents[:1], trace.velocity]).double().flatten(1)
     found, latents = rows @ given, trace.latents.double().flatten(1)
     if (found - latents).norm() > 1e-2 * latents.norm():

@@ -98,3 +98,12 @@ def test_a_scheduler_that_is_not_linear_is_refused(run):
     trace.latents[1] += 1
     with pytest.raises(ValueError, match="not linear"):
         step_coefficients(trace)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_coefficients_of_a_run_on_a_gpu(tiny_pipe):
+    """The scheduler's numbers stay on the device of the run, the trace's do not."""
+    on_cpu = step_coefficients(record(tiny_pipe, ["a red circle"], 3, progress=False))
+    on_gpu = step_coefficients(record(tiny_pipe.to("cuda"), ["a red circle"], 3, progress=False))
+    torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-5, atol=1e-6)
