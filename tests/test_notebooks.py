@@ -1,5 +1,5 @@
-"""Every notebook runs with small parameters and with others than its own, describes its figures, says nothing on
-stderr, and is committed clean.
+"""Every notebook runs with small parameters and with others than its own, describes its figures, says nothing
+on stderr, and is committed clean.
 
 The executed copies stay in _build/test-notebooks, a failed one too.
 """
