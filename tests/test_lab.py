@@ -1,4 +1,4 @@
-"""The explorer in a real JupyterLab: a server for this machine alone, Chromium, and a kernel with the model."""
+"""The explorer in a real JupyterLab: a server for this machine alone, Chromium, a kernel with the model."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import nbformat
 import pytest
 from chromium import watched
 from explorer_controls import move_everything, seen, wait_until_moved
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 pytest.importorskip("jupyterlab", reason="JupyterLab is not installed: the live explorer was not moved")
@@ -32,11 +33,11 @@ SAID = (
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address of a JupyterLab, token included, with the notebook in a folder of its own; ended afterwards."""
+    """Address and token of a JupyterLab with the notebook in a folder of its own; ended afterwards."""
     home = tmp_path_factory.mktemp("lab")
     (home / "notebooks").mkdir()
     (home / "data").symlink_to(ROOT / "data")
-    notebook = parameterize_notebook(nbformat.read(ROOT / "notebooks" / NOTEBOOK, as_version=4), PARAMETERS)
+    notebook = parameterize_notebook(load_notebook_node(str(ROOT / "notebooks" / NOTEBOOK)), PARAMETERS)
     nbformat.write(notebook, home / "notebooks" / NOTEBOOK)
     tracker = home / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
     tracker.parent.mkdir(parents=True)
@@ -77,7 +78,7 @@ def address(server: subprocess.Popen, home: Path) -> tuple[str, str]:
 
 
 def run_live(explorer, text: str) -> dict:
-    """What is seen after a live run of this prompt, of which picture, difference and numbers must be others."""
+    """What is seen after a live run of this prompt: other pictures and other numbers than before."""
     before, form = seen(explorer), explorer.locator("form.live")
     form.locator("[name=text]").fill(text)
     form.locator("button").click()

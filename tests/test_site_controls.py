@@ -1,4 +1,4 @@
-"""Every control of the built site, moved as a reader moves it: picture and numbers follow, nobody protests."""
+"""Every control of the built site, moved as a reader moves it: picture and numbers follow."""
 
 import pytest
 from explorer_controls import move_everything
