@@ -73,15 +73,23 @@ def choose(explorer, name: str, i: int) -> None:
 
 
 def move_budget(explorer) -> None:
-    """By the slider's keys, by the frontier's, and by dragging along the frontier."""
+    """By the slider's keys, by the frontier's, and by dragging along the frontier.
+
+    A larger budget may have no better policy than a smaller one: then the picture has to stay as it is.
+    """
     slider, front = explorer.locator("[name=budget]"), explorer.locator(FRONT)
     last = int(slider.get_attribute("max"))
     slider.press("Home")
+    averages = [seen(explorer)["numbers"]["average"]]
     for control, key in [(slider, "ArrowRight")] * last + [(front, "ArrowLeft")] * last:
-        before = seen(explorer)
+        before, budget = seen(explorer), slider.get_attribute("aria-valuetext")
         control.press(key)
-        now = wait_until_moved(explorer, before, *MOVED["budget"], f"budget, {key}")
-        assert now["policy"] != before["policy"] and now["front"] != before["front"]
+        assert slider.get_attribute("aria-valuetext") != budget, f"{key} does not move the budget"
+        averages.append(seen(explorer)["numbers"]["average"])
+        if averages[-1] != averages[-2]:
+            now = wait_until_moved(explorer, before, *MOVED["budget"], f"budget, {key}")
+            assert now["policy"] != before["policy"] and now["front"] != before["front"]
+    assert averages == averages[::-1] and averages[last] != averages[0], averages
     front.scroll_into_view_if_needed()
     rings = [ring.bounding_box() for ring in explorer.locator(f"{FRONT} circle[r='7']").all()]
     places = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in rings]
@@ -90,8 +98,8 @@ def move_budget(explorer) -> None:
     mouse.down()
     mouse.move(*places[last], steps=4)
     mouse.up()
-    assert slider.input_value() == str(last)
-    wait_until_moved(explorer, before, *MOVED["budget"], "budget, dragged")
+    now = wait_until_moved(explorer, before, *MOVED["budget"], "budget, dragged")
+    assert now["numbers"]["average"] == averages[last] and slider.input_value() != "0"
 
 
 def paint(explorer) -> None:

@@ -23,7 +23,13 @@ PARAMETERS = {"model": "../data/models/z-image-mini", "live_prompts": 1}
 # No request leaves the machine, and every cell's output stays on the page, however far it is scrolled.
 OPTIONS = ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
 OPTIONS += ["--LabApp.extension_manager=readonly", "--no-browser", "--allow-root"]
-SETTINGS = {"windowingMode": "none"}
+SETTINGS = {
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+FRAMES = """from IPython.display import HTML
+from adatsq import scrub
+HTML(scrub.scrub([scrub.Frame("first", "1"), scrub.Frame("second", "2")], "frame", "two numbers", first=0))"""
 NOT_RUN = """() => [...document.querySelectorAll(".jp-Notebook .jp-CodeCell .jp-InputPrompt")]
     .filter(e => !/[0-9]/.test(e.textContent)).length"""
 SAID = (
@@ -38,10 +44,12 @@ def lab(tmp_path_factory):
     (home / "notebooks").mkdir()
     (home / "data").symlink_to(ROOT / "data")
     notebook = parameterize_notebook(load_notebook_node(str(ROOT / "notebooks" / NOTEBOOK)), PARAMETERS)
+    notebook.cells.append(nbformat.v4.new_code_cell(FRAMES))
     nbformat.write(notebook, home / "notebooks" / NOTEBOOK)
-    tracker = home / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
-    tracker.parent.mkdir(parents=True)
-    tracker.write_text(json.dumps(SETTINGS))
+    for name, values in SETTINGS.items():
+        file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(values))
     folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython"}
     folders |= {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
     env = {**os.environ, **{name: str(home / folder) for name, folder in folders.items()}}
@@ -94,7 +102,7 @@ def test_the_explorer_moves_with_its_model_behind_it(lab, window, tmp_path):
     with watched(window, own=(url, url.replace("http", "ws", 1))) as tab:
         tab.set_default_timeout(60_000)
         tab.goto(f"{url}lab/tree/{NOTEBOOK}?token={token}")
-        tab.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+        tab.get_by_text("| Idle").first.wait_for()  # the kernel is there: before, running asks for one
         tab.get_by_role("menuitem", name="Run", exact=True).click()
         tab.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         explorer = tab.locator(".adatsq-explorer")
@@ -102,6 +110,11 @@ def test_the_explorer_moves_with_its_model_behind_it(lab, window, tmp_path):
         tab.wait_for_function(f"({NOT_RUN})() === 0")
         assert not tab.locator(SAID).all_inner_texts()
 
+        frames = tab.locator("figure.adatsq-scrub")
+        frames.locator("input").press("ArrowRight")
+        frames.get_by_text("second").wait_for()
+        frames.locator("input").press("ArrowLeft")
+        frames.get_by_text("first").wait_for()
         move_everything(explorer, tmp_path)
         explorer.locator("[name=model]").select_option(index=0)
         run_live(explorer, "a red circle left of a blue square")
