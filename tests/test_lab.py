@@ -38,7 +38,7 @@ SAID = (
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def lab(window, tmp_path_factory):
     """Address and token of a JupyterLab with the notebook in a folder of its own; ended afterwards."""
     home = tmp_path_factory.mktemp("lab")
     (home / "notebooks").mkdir()
