@@ -60,8 +60,9 @@ $(SITE)/index.html: $(EXECUTED) $(BOOK) $(CODE) | $(ENV)
 	@rm -rf $(SITE) && cp -r _build/jb/_build/html $(SITE)
 
 # The site as a reader gets it: links, anchors, no network, and (with Chromium) moving figures.
-$(SITE)/.checked: $(SITE)/index.html tests/test_site.py
-	$(PY) -m pytest -q tests/test_site.py
+SITE_TESTS := tests/test_site.py tests/test_site_controls.py
+$(SITE)/.checked: $(SITE)/index.html $(SITE_TESTS) tests/chromium.py tests/explorer_controls.py
+	$(PY) -m pytest -q -n $(JOBS) $(SITE_TESTS)
 	@touch $@
 
 test: $(ENV)

@@ -86,6 +86,8 @@ function render({ model, el }) {
   el.setAttribute("role", "group");
   el.setAttribute("aria-label", "Bit-budget explorer");
   el.innerHTML = `<style>${CSS}</style>${FRAME}`;
+  // JupyterLab asks the element that has the focus, and none around it, whether it may take its keys for the notebook.
+  el.addEventListener("focusin", (event) => { event.target.dataset.lmSuppressShortcuts = "true"; });
   const find = (selector) => el.querySelector(selector), control = (name) => find(`[name=${name}]`);
   const say = (name, text) => { find(`[data-value=${name}]`).textContent = text; };
   const models = model.get("data");

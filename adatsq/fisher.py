@@ -95,7 +95,7 @@ def join(fishers: Sequence[Fisher]) -> Fisher:
     for fisher in fishers:
         different = [name for name, value in rest.items() if getattr(fisher, name) != value]
         if different:
-            raise ValueError(f"cannot join Fisher informations of different {', '.join(different)}")
+            raise ValueError(f"cannot join Fisher information of different {', '.join(different)}")
     per_image = np.concatenate([fisher.per_image for fisher in fishers], axis=1)
     return Fisher(per_image=per_image, seeds=[seed for fisher in fishers for seed in fisher.seeds], **rest)
 

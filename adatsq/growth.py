@@ -19,7 +19,7 @@ LOOKS = {  # colour and shape of a point; the grey reads on white and on black
     KEPT: (METHOD_COLORS["adatsq"], "dot"),
     UNREACHABLE: ("#56B4E9", "square"),
     DOMINATED: ("#888888", "cross"),
-    FAR: ("#CC79A7", "triangle"),
+    FAR: ("#AA4499", "triangle"),
 }
 
 

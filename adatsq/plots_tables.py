@@ -14,7 +14,7 @@ from adatsq.plots import BIT_COLORS, INK, label_ends, lines
 
 MARKERS = {4: "o", 3: "v"}  # of the weights' nominal bits
 POLICY_COLORS = {  # of activation bits, in figures that show no methods
-    "uniform 3": "#999999",
+    "uniform 3": "#666666",
     "uniform 4": "#333333",
     "paper": "#A8A860",  # that of hadamard+gptq+search, which it is
     "lagrangian": "#0072B2",

@@ -41,7 +41,10 @@ html[data-theme=dark] .cell_output .text_html:has(.adatsq-scrub) { background: n
 @media (prefers-reduced-motion: reduce) { .adatsq-scrub button { display: none; } }
 """
 
-# data-lm-suppress-shortcuts: JupyterLab leaves keys alone there, so that arrows move the slider only.
+# JupyterLab leaves keys alone there, so that arrows move the slider and not the notebook. It asks the element
+# that has the focus, not those around it.
+OWN_KEYS = 'data-lm-suppress-shortcuts="true"'
+
 SCRIPT = """
 for (const figure of document.querySelectorAll("figure.adatsq-scrub:not([data-ready])")) {
   const frames = [...figure.querySelectorAll(":scope > section")];
@@ -103,9 +106,9 @@ def scrub(
     return (
         f'<figure class="adatsq-scrub" role="group" aria-label="{html.escape(alt)}" '
         f'data-milliseconds="{1000 / fps:.0f}"><style>{STYLE}</style>{caption}'
-        '<div class="controls" data-lm-suppress-shortcuts="true" hidden><button type="button">play</button>'
+        f'<div class="controls" hidden><button type="button" {OWN_KEYS}>play</button>'
         f'<label><span>{html.escape(slider)}</span><input type="range" autocomplete="off" min="0" '
-        f'max="{len(frames) - 1}" step="1" value="{first}"></label></div>'
+        f'max="{len(frames) - 1}" step="1" value="{first}" {OWN_KEYS}></label></div>'
         f"{sections}</figure><script>{SCRIPT}</script>"
     )
 

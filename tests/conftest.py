@@ -17,7 +17,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 
 from adatsq import models
 
-pytest_plugins = ["families", "triton_device"]  # fixtures of the other families, and for Triton kernels
+# Fixtures of the other families, for Triton kernels, and for pages.
+pytest_plugins = ["families", "triton_device", "chromium"]
 
 SAMPLING = {
     "height": 32,

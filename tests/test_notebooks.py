@@ -1,8 +1,10 @@
-"""Every notebook runs with small parameters, says nothing on stderr, and is committed clean.
+"""Every notebook runs with small parameters and with others than its own, describes its figures, says nothing
+on stderr, and is committed clean.
 
 The executed copies stay in _build/test-notebooks, a failed one too.
 """
 
+import math
 import pathlib
 
 import nbformat
@@ -33,6 +35,72 @@ SMALL = {
     "09_profiles": {"tested": ["../data/models/flux-dev-mini"], "images": 2, "steps": 2, "resamples": 20},
     "10_tables": {"images": {"flux-schnell-mini": "flux-schnell"}},
 }
+# And once more away from the defaults: another model that is shipped, or another budget, loss or guidance.
+OTHER = {
+    "00_start_here": {"model": "../data/models/flux-schnell-mini", "steps": 2, "one_step_images": 1},
+    "01_fisher": {"model": "../data/models/z-image-mini", "images": 2, "steps": 2, "checked_layers": 2},
+    "02_calibration": {
+        "model": "../data/models/z-image-mini",
+        "images": 2,
+        "held_out": 3,
+        "steps": 2,
+        "w_bits": [4],
+        "tau": 0.1,
+    },
+    "03_search": {
+        "model": "../data/models/flux-schnell-mini",
+        "w_bits": 4,
+        "budget": 5.0,
+        "steps": 2,
+        "images": 2,
+        "search_images": 1,
+        "beam": 1,
+        "held_out": 3,
+    },
+    "04_explorer": {"model": "../data/models/z-image-mini", "live_steps": 2, "live_prompts": 1},
+    "05_flux": {
+        "model": "../data/models/flux-schnell-mini",
+        "steps": 2,
+        "calibration_images": 2,
+        "search_images": 1,
+        "beam": 1,
+        "tau": math.inf,
+    },
+    "06_schnell": {
+        "model": "../data/models/flux-dev-mini",
+        "steps": 2,
+        "calibration_images": 2,
+        "search_images": 1,
+        "baselines": ["hadamard"],
+        "widths": [4],
+    },
+    "07_z_image": {
+        "steps": 2,
+        "budget": 4.5,
+        "calibration_images": 2,
+        "search_images": 1,
+        "beam": 2,
+        "baselines": [],
+        "widths": [3],
+    },
+    "08_wan": {
+        "steps": 2,
+        "guidance": 2.0,
+        "calibration_clips": 1,
+        "shown": ["two_motions"],
+        "w_bits": [4],
+        "beam": 1,
+        "tau": math.inf,
+    },
+    "09_profiles": {
+        "models": ["../data/models/flux-schnell-mini", "../data/models/wan2.1-mini"],
+        "tested": ["../data/models/flux-schnell-mini"],
+        "images": 2,
+        "steps": 2,
+        "resamples": 20,
+    },
+    "10_tables": {"images": {"z-image-mini": "z-image"}, "video": {}, "quality": "total"},
+}
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
 
@@ -46,30 +114,44 @@ def chapters(entry: object) -> list[str]:
     return []
 
 
-def test_every_notebook_is_in_the_book_and_has_small_parameters():
+def test_every_notebook_is_in_the_book_and_has_both_sets_of_parameters():
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
     in_book = {name.removeprefix("notebooks/") for name in chapters(toc) if name.startswith("notebooks/")}
-    assert {path.stem for path in NOTEBOOKS} == set(SMALL) == in_book
+    assert {path.stem for path in NOTEBOOKS} == set(SMALL) == set(OTHER) == in_book
 
 
-@each_notebook
-def test_notebook_runs(path):
-    small, known = SMALL[path.stem], set(papermill.inspect_notebook(path))
-    assert set(small) <= known, f"{path.name} has no parameter {set(small) - known}"  # papermill only warns
-    OUT.mkdir(parents=True, exist_ok=True)
+def run(path: pathlib.Path, parameters: dict, folder: pathlib.Path) -> None:
+    """Execute a notebook into a folder. It must know the parameters, say nothing on stderr, and have words in
+    the metadata of each cell that draws (`mystnb: image: alt`, which the book makes the figure's alt text).
+    """
+    known = set(papermill.inspect_notebook(path))
+    assert set(parameters) <= known, f"{path.name} has no {set(parameters) - known}"  # papermill only warns
+    folder.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(
         path,
-        OUT / path.name,
-        parameters=small,
+        folder / path.name,
+        parameters=parameters,
         kernel_name="python3",
         cwd=path.parent,
         execution_timeout=300,
         progress_bar=False,
     )
-    cells = nbformat.read(OUT / path.name, as_version=4).cells
-    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
-    said = "".join(output["text"] for output in outputs if output.get("name") == "stderr")
-    assert not said, f"{path.name} wrote to stderr:\n{said}"
+    for cell in nbformat.read(folder / path.name, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            assert output.get("name") != "stderr", f"{path.name} wrote to stderr:\n{output['text']}"
+            if "image/png" in output.get("data", {}):
+                alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+                assert len(alt) > 20, f"{path.name}: the figure of this cell has no alt text:\n{cell.source}"
+
+
+@each_notebook
+def test_notebook_runs(path):
+    run(path, SMALL[path.stem], OUT)
+
+
+@each_notebook
+def test_notebook_runs_with_other_parameters(path):
+    run(path, OTHER[path.stem], OUT / "other")
 
 
 @each_notebook

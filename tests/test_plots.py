@@ -17,7 +17,7 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
-from adatsq import plots
+from adatsq import growth, plots, plots_frontier, plots_tables, reweighting
 from adatsq.policy import LayerShape, Policy
 from adatsq.results import ORDER
 from adatsq.search import FrontPath, SearchResult
@@ -71,11 +71,23 @@ def close_figures():
     plt.close("all")
 
 
+# Colours that appear together in a figure.
+PALETTES = {
+    "methods": plots.METHOD_COLORS,
+    "policies": plots_tables.POLICY_COLORS,
+    "beams": dict(enumerate(color for color, _ in plots_frontier.BEAMS)),
+    "a search's extensions": {reason: color for reason, (color, _) in growth.LOOKS.items()},
+    "two calibrations": {"uniform": reweighting.UNIFORM, "weighted": reweighting.WEIGHTED},
+}
+
+
 @pytest.mark.parametrize("eyes", SEEN)
-def test_method_colours_are_apart(eyes):
+@pytest.mark.parametrize("palette", PALETTES)
+def test_colours_are_apart(palette, eyes):
     """A distance of 2.3 is just noticeable; side by side in small dots takes several times that."""
-    for a, b in itertools.combinations(plots.METHOD_COLORS, 2):
-        distance = np.linalg.norm(lab(plots.METHOD_COLORS[a], eyes) - lab(plots.METHOD_COLORS[b], eyes))
+    colors = PALETTES[palette]
+    for a, b in itertools.combinations(colors, 2):
+        distance = np.linalg.norm(lab(colors[a], eyes) - lab(colors[b], eyes))
         assert distance > 12, f"{a} and {b} are {distance:.1f} apart to eyes with {eyes}"
 
 

@@ -1,0 +1,70 @@
+"""Chromium for the tests that look at pages as a reader does: found on PATH, and not silent about faults."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+PATH = next(filter(None, map(shutil.which, NAMES)), None)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--allow-file-access-from-files",
+]
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory):
+    """A headless window with a fresh profile; playwright's context, whose `new_page` opens a tab."""
+    if PATH is None:
+        pytest.skip("no Chromium on PATH: the pages were not opened")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        profile = tmp_path_factory.mktemp("profile")
+        context = playwright.chromium.launch_persistent_context(
+            str(profile),
+            executable_path=PATH,
+            headless=True,
+            args=FLAGS,
+            viewport={"width": 1280, "height": 900},
+        )
+        yield context
+        context.close()
+
+
+@contextmanager
+def watched(window, own: tuple[str, ...] = ()) -> Iterator:
+    """A fresh tab; at the end it must not have complained, nor asked anything of the network.
+
+    own: what the addresses begin with that may be asked.
+    """
+    tab, asked, complaints = window.new_page(), [], []
+
+    def note_request(request):
+        if request.url.startswith(("http", "ws")) and not request.url.startswith(own):
+            asked.append(request.url)
+
+    tab.on("request", note_request)
+    tab.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+    tab.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    try:
+        yield tab
+    finally:
+        tab.close()
+    assert not asked, "a page asked the network"
+    assert not complaints, "the console of a page"
+
+
+@pytest.fixture
+def tab(window):
+    with watched(window) as tab:
+        yield tab
