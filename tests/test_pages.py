@@ -1,6 +1,8 @@
 """The book's pages: their code runs, what they say of offloading holds, their entries have links."""
 
 import ast
+import importlib.util
+import io
 import pathlib
 import re
 import shutil
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
+from PIL import Image
 
 import adatsq
 
@@ -105,3 +108,51 @@ def test_every_page_opens_with_its_reading_time_and_ends_with_the_next_step(page
         pytest.skip("the front page")
     assert "**Next:**" in text
     assert page.stem == "references" or "**Reading time:**" in text
+
+
+def module_of_the_book(name: str):
+    """A script of book/ that is no package: an extension of Sphinx, or a tool."""
+    place = BOOK / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(place.stem, place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_addresses_of_the_card_are_absolute_where_the_site_is_known():
+    card = module_of_the_book("ext/social_card")
+    page, base = "notebooks/05_flux.html", "https://host.example/book/"
+    assert card.address(base, page, card.IMAGE) == f"{base}_static/social-card.png"
+    assert card.address("", page, card.IMAGE) == "../_static/social-card.png"
+    assert card.address("", "index.html", card.IMAGE) == "_static/social-card.png"
+    assert 'content="a &quot;b&quot; &lt;c&gt;"' in card.tags('a "b" <c>', "text", "u", "i")
+
+
+def test_the_card_is_a_picture_of_stored_results():
+    card = module_of_the_book("ext/social_card")
+    data = card.load_data(card.RESULTS / card.STORED)
+    with Image.open(io.BytesIO(card.draw(data))) as picture:
+        assert picture.size == card.SIZE
+    other = {**data, "settings": data["settings"][:1]}
+    assert card.draw(other) != card.draw(data)
+
+
+def test_pdf_has_every_page_in_order_and_says_what_is_missing(monkeypatch, tmp_path):
+    pypdf, to_pdf = pytest.importorskip("pypdf"), module_of_the_book("to_pdf")
+    chapters = to_pdf.chapters(BOOK / "_toc.yml")
+    assert chapters[0] == "book/intro" and len(set(chapters)) == len(chapters)
+    assert {f"book/{p.stem}" for p in BOOK.glob("*.md")} <= set(chapters)
+    parts = {}
+    for title, pages in (("first", 2), ("second", 1)):
+        writer, file = pypdf.PdfWriter(), io.BytesIO()
+        for _ in range(pages):
+            writer.add_blank_page(100, 100)
+        writer.write(file)
+        parts[title] = file.getvalue()
+    assert to_pdf.join(parts, tmp_path / "book.pdf") == 3
+    joined = pypdf.PdfReader(tmp_path / "book.pdf")
+    starts = {entry.title: joined.get_destination_page_number(entry) for entry in joined.outline}
+    assert starts == {"first": 0, "second": 2}
+    monkeypatch.setattr(to_pdf.shutil, "which", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="no Chromium on PATH"):
+        to_pdf.chromium()
