@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import io
+import json
 import pathlib
 import re
 import shutil
@@ -104,10 +105,46 @@ def test_every_reference_has_a_link():
 @pytest.mark.parametrize("page", sorted(BOOK.glob("*.md")), ids=lambda p: p.stem)
 def test_every_page_opens_with_its_reading_time_and_ends_with_the_next_step(page):
     text = page.read_text(encoding="utf-8")
-    if page.stem == "intro":
-        pytest.skip("the front page")
-    assert "**Next:**" in text
-    assert page.stem == "references" or "**Reading time:**" in text
+    assert "**Next:**" in text and "**Reading time:**" in text
+
+
+LOOKED_UP = {"api", "glossary", "references"}  # nothing there to try
+
+
+@pytest.mark.parametrize("page", sorted(BOOK.glob("*.md")), ids=lambda p: p.stem)
+def test_every_page_has_something_to_try_with_its_answer_folded(page):
+    text = page.read_text(encoding="utf-8")
+    assert (page.stem in LOOKED_UP) != bool(re.search(TRY, text)), "a page that teaches has one thing to try"
+
+
+TRY = r"(?m)^```\{admonition\} (Try it|Answer).*\n:class: dropdown$"
+EQUATION = re.compile(r"\$\$.+?\$\$", re.DOTALL)
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_every_notebook_opens_with_what_it_shows_and_ends_with_what_was_shown(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    first, last = texts[0], texts[-1]
+    assert "{admonition} You will see" in first and "**Time:**" in first and "**Before:**" in first
+    assert re.search(r"(?m)^## (What was m|M)easured, and (what )?not$", last)
+    assert last.splitlines()[-1].find("**Next:**") >= 0, "the last line says where to go on"
+    assert re.search(TRY, "\n".join(texts)), "one thing to try, its answer folded"
+
+
+@pytest.mark.parametrize(
+    "page", [BOOK / "method.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))], ids=lambda p: p.stem
+)
+def test_every_equation_says_which_line_of_code_does_it(page):
+    """In its paragraph or a later one of its cell, before the next heading."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb":
+        texts = ["".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown"]
+    else:
+        texts = [text]
+    for part in (part for cell in texts for part in re.split(r"(?m)^#+ ", cell)):
+        if equations := list(EQUATION.finditer(part)):
+            assert "{line}`" in part[equations[-1].end() :], equations[-1][0]
 
 
 def module_of_the_book(name: str):
