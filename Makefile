@@ -2,6 +2,7 @@
 # make test    the environment if needed, then every test (notebooks with small parameters included)
 # make lab     JupyterLab on the notebooks
 # make strip   notebooks without outputs, as they are committed;   make format   ruff
+# make pdf     the built site as one file, _build/book.pdf (needs Chromium)
 # make clean   removes _build, everything made but the environment
 #
 # In an active conda environment (environment.yml):  make book PY=python
@@ -25,7 +26,7 @@ EXECUTED  := $(NOTEBOOKS:%=_build/src/%)
 CODE := $(shell find adatsq data -type f -not -path '*/__pycache__/*' 2>/dev/null)
 BOOK := $(shell find book -type f -not -path '*/__pycache__/*')
 
-.PHONY: book test lab strip format clean
+.PHONY: book pdf test lab strip format clean
 .DELETE_ON_ERROR:
 
 book: $(SITE)/.checked
@@ -64,6 +65,11 @@ SITE_TESTS := tests/test_site.py tests/test_site_controls.py
 $(SITE)/.checked: $(SITE)/index.html $(SITE_TESTS) tests/chromium.py tests/explorer_controls.py
 	$(PY) -m pytest -q -n $(JOBS) $(SITE_TESTS)
 	@touch $@
+
+pdf: _build/book.pdf
+
+_build/book.pdf: $(SITE)/index.html
+	$(PY) book/to_pdf.py $(SITE) $@
 
 test: $(ENV)
 	$(PY) -m pytest -q -n $(JOBS)

@@ -73,22 +73,25 @@ def gptq(
     order = torch.argsort(hessian.diag(), descending=True, stable=True) if act_order else torch.arange(n)
     order = order.to(weight.device)
     upper = inverse_cholesky(hessian[order][:, order], damping)
-    w = weight[:, order].to(upper.dtype)
-    s, z = (integer.expand(part, n).expand(-1, n)[:, order].to(upper.dtype) for part in (scale, zero))
+    # Columns as rows, which lie together in memory: twice as fast.
+    w = weight[:, order].to(upper.dtype).T.contiguous()
+    s, z = (
+        integer.expand(part, n).expand(-1, n)[:, order].to(upper.dtype).T.contiguous()
+        for part in (scale, zero)
+    )
 
     codes = torch.empty_like(w)
     for start in range(0, n, block_size):
         stop = min(start + block_size, n)
-        block, u = w[:, start:stop], upper[start:stop, start:stop]
+        block, u = w[start:stop], upper[start:stop, start:stop]
         errors = torch.empty_like(block)
         for j in range(stop - start):
             k = start + j
-            code = ((block[:, j] / s[:, k]).round() + z[:, k]).clamp(low, high)
-            codes[:, k] = code
-            errors[:, j] = (block[:, j] - (code - z[:, k]) * s[:, k]) / u[j, j]
-            block[:, j:] -= torch.outer(errors[:, j], u[j, j:])
-        w[:, stop:] -= errors @ upper[start:stop, stop:]
-    codes = codes[:, torch.argsort(order)].to(torch.int8)
+            codes[k] = ((block[j] / s[k]).round() + z[k]).clamp(low, high)
+            errors[j] = (block[j] - (codes[k] - z[k]) * s[k]) / u[j, j]
+            block[j:] -= torch.outer(u[j, j:], errors[j])
+        w[stop:] -= upper[start:stop, stop:].T @ errors
+    codes = codes[torch.argsort(order)].T.to(torch.int8).contiguous()
     return (codes, scale, zero.to(torch.int8)) if asymmetric else (codes, scale)
 
 

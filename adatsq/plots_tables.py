@@ -121,6 +121,45 @@ def panels(tables: dict[str, pd.DataFrame], title: str, xlabel: str, by: str = "
     return figure
 
 
+def by_metric(scores: pd.DataFrame, title: str, xlabel: str) -> Figure:
+    """A panel per metric, four in a row, a line per method: dots with intervals. Rows as in `plots.bars`.
+
+    The method "fp", if it is there, is the dotted line of each panel. All panels have the same axes.
+    """
+    known = scores[scores.method != "fp"]
+    full = scores[scores.method == "fp"].set_index("metric").value
+    metrics, methods = list(dict.fromkeys(scores.metric)), list(dict.fromkeys(known.method))
+    rows = -(-len(metrics) // 4)
+    figure, axes = plt.subplots(
+        rows,
+        min(4, len(metrics)),
+        figsize=(7.0, 0.7 + rows * (0.5 + 0.19 * len(methods))),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for ax, metric in zip(axes.flat, metrics):
+        part = known[known.metric == metric]
+        y = [methods.index(method) for method in part.method]
+        ax.hlines(y, part.ci_low, part.ci_high, color=INK, linewidth=1.1)
+        ax.scatter(part.value, y, color=[method_color(method) for method in part.method], s=20, zorder=3)
+        if metric in full.index:
+            ax.axvline(full[metric], color=INK, linewidth=0.8, linestyle=":")
+        ax.set_title(str(metric).replace("_", " "), fontsize=9, fontweight="normal")
+        ax.set_yticks(range(len(methods)), methods)
+        ax.tick_params(axis="y", length=0)
+        ax.grid(axis="y", color="#EEEEEE", linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.xaxis.set_major_locator(MaxNLocator(3))
+        ax.tick_params(labelbottom=True)
+    axes[0, 0].set_ylim(len(methods) - 0.4, -0.6)  # the first on top
+    for ax in axes.flat[len(metrics) :]:
+        ax.set_axis_off()
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    figure.supxlabel(xlabel, fontsize=9)
+    return figure
+
+
 def shares(tables: dict[str, pd.DataFrame], title: str) -> Figure:
     """Stacked bars per model: shares of 3, 4 and 8 bits (columns) in each policy (index)."""
     rows = max(len(table) for table in tables.values())

@@ -95,6 +95,11 @@ def beam_search(
     if beam < 1:
         raise ValueError(f"beam is {beam}, it must be at least 1")
     options = every_step(trace, fisher, shares, a_bits)
+    return _search(pipe, trace, options, beam_rule(options, beam, budget), images, batch_size, progress)
+
+
+def beam_rule(options: Options, beam: int, budget: float | None) -> Callable[[int, np.ndarray], np.ndarray]:
+    """(step, points) -> which points a beam goes on with."""
     reachable = reachable_to(options, budget)
 
     def select(t: int, points: np.ndarray) -> np.ndarray:
@@ -102,7 +107,7 @@ def beam_search(
         kept = kept[non_dominated(points[kept])]
         return kept if t == len(options) - 1 else kept[nearest_origin(points[kept], beam)]
 
-    return _search(pipe, trace, options, select, images, batch_size, progress)
+    return select
 
 
 def brute_force(

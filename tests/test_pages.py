@@ -1,6 +1,9 @@
 """The book's pages: their code runs, what they say of offloading holds, their entries have links."""
 
 import ast
+import importlib.util
+import io
+import json
 import pathlib
 import re
 import shutil
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
+from PIL import Image
 
 import adatsq
 
@@ -101,7 +105,91 @@ def test_every_reference_has_a_link():
 @pytest.mark.parametrize("page", sorted(BOOK.glob("*.md")), ids=lambda p: p.stem)
 def test_every_page_opens_with_its_reading_time_and_ends_with_the_next_step(page):
     text = page.read_text(encoding="utf-8")
-    if page.stem == "intro":
-        pytest.skip("the front page")
-    assert "**Next:**" in text
-    assert page.stem == "references" or "**Reading time:**" in text
+    assert "**Next:**" in text and "**Reading time:**" in text
+
+
+LOOKED_UP = {"api", "glossary", "references"}  # nothing there to try
+
+
+@pytest.mark.parametrize("page", sorted(BOOK.glob("*.md")), ids=lambda p: p.stem)
+def test_every_page_has_something_to_try_with_its_answer_folded(page):
+    text = page.read_text(encoding="utf-8")
+    assert (page.stem in LOOKED_UP) != bool(re.search(TRY, text)), "a page that teaches has one thing to try"
+
+
+TRY = r"(?m)^```\{admonition\} (Try it|Answer).*\n:class: dropdown$"
+EQUATION = re.compile(r"\$\$.+?\$\$", re.DOTALL)
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_every_notebook_opens_with_what_it_shows_and_ends_with_what_was_shown(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    first, last = texts[0], texts[-1]
+    assert "{admonition} You will see" in first and "**Time:**" in first and "**Before:**" in first
+    assert re.search(r"(?m)^## (What was m|M)easured, and (what )?not$", last)
+    assert last.splitlines()[-1].find("**Next:**") >= 0, "the last line says where to go on"
+    assert re.search(TRY, "\n".join(texts)), "one thing to try, its answer folded"
+
+
+@pytest.mark.parametrize(
+    "page", [BOOK / "method.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))], ids=lambda p: p.stem
+)
+def test_every_equation_says_which_line_of_code_does_it(page):
+    """In its paragraph or a later one of its cell, before the next heading."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb":
+        texts = ["".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown"]
+    else:
+        texts = [text]
+    for part in (part for cell in texts for part in re.split(r"(?m)^#+ ", cell)):
+        if equations := list(EQUATION.finditer(part)):
+            assert "{line}`" in part[equations[-1].end() :], equations[-1][0]
+
+
+def module_of_the_book(name: str):
+    """A script of book/ that is no package: an extension of Sphinx, or a tool."""
+    place = BOOK / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(place.stem, place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_addresses_of_the_card_are_absolute_where_the_site_is_known():
+    card = module_of_the_book("ext/social_card")
+    page, base = "notebooks/05_flux.html", "https://host.example/book/"
+    assert card.address(base, page, card.IMAGE) == f"{base}_static/social-card.png"
+    assert card.address("", page, card.IMAGE) == "../_static/social-card.png"
+    assert card.address("", "index.html", card.IMAGE) == "_static/social-card.png"
+    assert 'content="a &quot;b&quot; &lt;c&gt;"' in card.tags('a "b" <c>', "text", "u", "i")
+
+
+def test_the_card_is_a_picture_of_stored_results():
+    card = module_of_the_book("ext/social_card")
+    data = card.load_data(card.RESULTS / card.STORED)
+    with Image.open(io.BytesIO(card.draw(data))) as picture:
+        assert picture.size == card.SIZE
+    other = {**data, "settings": data["settings"][:1]}
+    assert card.draw(other) != card.draw(data)
+
+
+def test_pdf_has_every_page_in_order_and_says_what_is_missing(monkeypatch, tmp_path):
+    pypdf, to_pdf = pytest.importorskip("pypdf"), module_of_the_book("to_pdf")
+    chapters = to_pdf.chapters(BOOK / "_toc.yml")
+    assert chapters[0] == "book/intro" and len(set(chapters)) == len(chapters)
+    assert {f"book/{p.stem}" for p in BOOK.glob("*.md")} <= set(chapters)
+    parts = {}
+    for title, pages in (("first", 2), ("second", 1)):
+        writer, file = pypdf.PdfWriter(), io.BytesIO()
+        for _ in range(pages):
+            writer.add_blank_page(100, 100)
+        writer.write(file)
+        parts[title] = file.getvalue()
+    assert to_pdf.join(parts, tmp_path / "book.pdf") == 3
+    joined = pypdf.PdfReader(tmp_path / "book.pdf")
+    starts = {entry.title: joined.get_destination_page_number(entry) for entry in joined.outline}
+    assert starts == {"first": 0, "second": 2}
+    monkeypatch.setattr(to_pdf.shutil, "which", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="no Chromium on PATH"):
+        to_pdf.chromium()

@@ -9,6 +9,7 @@ from conftest import build_tiny_pipe
 
 from adatsq import candidates as ca
 from adatsq import search as se
+from adatsq import search_replay
 from adatsq.fisher import temporal_fisher
 from adatsq.pareto import nearest_origin, non_dominated
 from adatsq.policy import Policy, act_layers, apply
@@ -108,6 +109,31 @@ def test_a_wide_beam_loses_little(run, truth):
     every = {tuple(p) for p in truth.evaluated[["average_bits", "error"]].round(9).to_numpy()}
     assert {tuple(p) for p in result.evaluated[["average_bits", "error"]].round(9).to_numpy()} <= every
     assert se.hypervolume_share(result, truth) > 0.97
+
+
+def decisions(result):
+    """{candidates of a path so far: whether it was kept}, in whatever order the paths were tried."""
+    chains = {-1: ()}
+    for row in result.evaluated.itertuples():
+        chains[row.path] = (*chains[row.parent], row.candidate)
+    return {chains[row.path]: row.kept for row in result.evaluated.itertuples()}
+
+
+@pytest.mark.parametrize("beam, budget", [(1, None), (2, None), (4, None), (2, 3.6), (4, 3.2)])
+def test_a_beam_among_the_enumerated_paths_is_the_beam_search(run, truth, beam, budget):
+    _, trace, fisher = run
+    found = se.beam_search(*run, beam=beam, budget=budget, progress=False)
+    among = search_replay.beam_among(truth, trace, fisher, beam=beam, budget=budget)
+    assert [path.candidates for path in among.front] == [path.candidates for path in found.front]
+    for one, other in zip(among.front, found.front):
+        assert (one.policy.bits == other.policy.bits).all()
+    np.testing.assert_allclose(points(among), points(found), rtol=1e-3)
+    assert decisions(among) == decisions(found)
+
+
+def test_a_beam_among_paths_of_other_candidates_is_refused(run, truth):
+    with pytest.raises(ValueError, match="other candidates"):
+        search_replay.beam_among(truth, *run[1:], shares={"low": (0, 0, 1)})
 
 
 def test_share_of_the_true_front(run, truth):

@@ -5,6 +5,7 @@ Chromium.
 """
 
 import pathlib
+import re
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
@@ -99,6 +100,19 @@ def test_every_internal_link_and_anchor_exists(page, read):
         elif parts.fragment and target.suffix == ".html" and unquote(parts.fragment) not in read(target).ids:
             dead.append(url)
     assert not dead
+
+
+@each_page
+def test_page_has_a_social_card(page):
+    """Title, text and a picture that is there: relative, or absolute where the site's address was given."""
+    if "_modules" in page.parts:
+        pytest.skip("source code")
+    found = dict(re.findall(r'<meta (?:property|name)="([\w:]+)" content="([^"]*)"', page.read_text("utf-8")))
+    assert all(found.get(name) for name in ("og:title", "og:description", "twitter:card"))
+    assert found["og:image"] == found["twitter:image"]
+    address = urlsplit(found["og:image"])
+    place = page.parent / address.path if not address.scheme else SITE / "_static" / "social-card.png"
+    assert place.is_file() and address.path.endswith("_static/social-card.png")
 
 
 def test_front_page_is_the_introduction(tab):

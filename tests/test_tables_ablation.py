@@ -104,3 +104,21 @@ def test_nothing_stored(tmp_path):
     assert tables_ablation.picked(none).empty and none.values("tau", "psnr").empty
     said = tables_ablation.missing([none])
     assert "adatsq.ablation" in said and "adatsq.search_compare" in said and "for m" in said
+
+
+def test_a_panel_per_metric_reads_from_top_to_bottom_beside_full_precision():
+    columns = ["method", "metric", "value", "ci_low", "ci_high"]
+    rows = [
+        ("fp", "total", 0.9, 0.8, 0.95),
+        ("rtn 3 bits", "total", 0.5, 0.4, 0.7),
+        ("adatsq 3.1 bits", "total", 0.8, 0.7, 0.9),
+        ("rtn 3 bits", "counting", 0.3, 0.1, 0.4),
+    ]
+    total, counting = plots_tables.by_metric(pd.DataFrame(rows, columns=columns), "title", "share").axes
+    assert [text.get_text() for text in total.get_yticklabels()] == ["rtn 3 bits", "adatsq 3.1 bits"]
+    assert total.yaxis_inverted(), "the first row is on top"
+    intervals, dots = total.collections
+    assert dots.get_offsets().tolist() == [[0.5, 0], [0.8, 1]]
+    assert [part[:, 0].tolist() for part in intervals.get_segments()] == [[0.4, 0.7], [0.7, 0.9]]
+    assert total.lines[0].get_xdata()[0] == 0.9 and not counting.lines
+    assert counting.collections[1].get_offsets().tolist() == [[0.3, 0]]
