@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adatsq import integer
+from adatsq.cuda.devices import abilities
 
 DAMPING_TRIES = 4  # each ten times the last
 
@@ -76,9 +77,18 @@ def gptq(
     w = weight[:, order].to(upper.dtype)
     s, z = (integer.expand(part, n).expand(-1, n)[:, order].to(upper.dtype) for part in (scale, zero))
 
+    kernel = upper.dtype is torch.float32 and abilities(w.device).triton
+    if kernel:
+        w, s, z, upper = w.contiguous(), s.contiguous(), z.contiguous(), upper.contiguous()
     codes = torch.empty_like(w)
     for start in range(0, n, block_size):
         stop = min(start + block_size, n)
+        if kernel:
+            from adatsq.cuda.gptq_kernel import round_columns
+
+            errors = round_columns(w, s, z, upper, codes, start, stop, low, high)
+            w[:, stop:] -= errors @ upper[start:stop, stop:]
+            continue
         block, u = w[:, start:stop], upper[start:stop, start:stop]
         errors = torch.empty_like(block)
         for j in range(stop - start):
@@ -94,17 +104,19 @@ def gptq(
 
 def inverse_cholesky(hessian: Tensor, damping: float) -> Tensor:
     """Upper U with U^T U = (H + damping * mean(diag H) I)^-1; dtype and damping as `gptq` says."""
-    hessian = hessian.clone()
     diagonal = hessian.diagonal()
-    mean = diagonal.mean()
-    diagonal[diagonal == 0] = 1.0  # dead channels; damping follows the mean without them
+    mean, dead = diagonal.mean(), diagonal == 0
     for attempt in range(DAMPING_TRIES):
         for dtype in dict.fromkeys([hessian.dtype, torch.float64]):
             h = hessian.to(dtype, copy=True)
+            h.diagonal().masked_fill_(dead, 1.0)  # damping follows the mean with zeros for them
             h.diagonal().add_(mean * damping * 10**attempt)
             lower, failed = torch.linalg.cholesky_ex(h)
+            del h  # a Hessian of 15360 inputs takes 0.9 GB: as few of them at once as can be
             if not failed:
-                upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+                inverse = torch.cholesky_inverse(lower)
+                del lower
+                upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not failed:
                 return upper
     raise ValueError(
