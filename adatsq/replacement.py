@@ -65,8 +65,8 @@ def quantize(
     the result: all layers are calibrated on full-precision inputs, and nothing is replaced before the last is
     done.
     stream: blocks are done one by one, in one forward pass of the trace in all (`hessians`), and each is
-    replaced, by `PackedLinear`s as `accelerate` makes them, as soon as it is done: memory falls from the first
-    block on. What fails on the way then leaves a pipeline that is half done, to be loaded again.
+    replaced as soon as it is done, by `PackedLinear`s as `accelerate` makes them: memory falls from the
+    first block on. What fails on the way then leaves a pipeline that is half done, to be loaded again.
 
     Raises ValueError for a pipeline that is quantized already, bits outside 2..8 and 16, an unknown solver,
     "gptq" or smoothing without a trace, "rtn" with an alpha, options that exclude each other, and what

@@ -1,10 +1,10 @@
 """Running a transformer block by block: each block once per call, for a trace of any length.
 
-A call is ended when the block in question has run, and its answer is kept. For the next block the call starts
-anew, but the blocks before it answer from what was kept, at once: only the embedders run again. So Hessians of
-one block exist at a time, as with one pass per block, and the trace costs one forward pass in all instead of
-half as many passes as there are blocks. What is kept is one answer per call and list of blocks (Flux-dev at
-1024 x 1024: 28 MB in bfloat16).
+A call is ended when the block in question has run, and its answer is kept. For the next block the call
+starts anew, but the blocks before it answer from what was kept, at once: only the embedders run again. So
+Hessians of one block exist at a time, as with one pass per block, and the trace costs one forward pass in all
+instead of half as many passes as there are blocks. What is kept is one answer per call and list of blocks
+(Flux-dev at 1024 x 1024: 28 MB in bfloat16).
 
 All blocks of a list that are done answer what the last of them did, which is right if each block's answer
 goes to the next one and nowhere else. That is checked in the first call, against a plain run.
@@ -23,9 +23,9 @@ class Left(Exception):
 class BlockByBlock:
     """A transformer whose blocks are run one after the other, each in all calls, by `run`.
 
-    blocks: names of all blocks in order (`models.block_names`). calls: each runs the transformer. A block that
-    has run is not run again, and may be replaced. A context manager: at its end, the blocks have their own
-    forward again.
+    blocks: names of all blocks in order (`models.block_names`). calls: each runs the transformer. A block
+    that has run is not run again, and may be replaced. A context manager: at its end, the blocks have their
+    own forward again.
     """
 
     def __init__(
@@ -57,12 +57,13 @@ class BlockByBlock:
             module.register_forward_hook(_leave),
         ]
         try:
-            for self.call in range(len(self.calls)):
-                before(self.call)
+            for i, call in enumerate(self.calls):
+                self.call = i
+                before(i)
                 try:
-                    self.calls[self.call]()
+                    call()
                 except Left as left:
-                    self.kept[self.call, of] = left.args[0]
+                    self.kept[i, of] = left.args[0]
         finally:
             for hook in hooks:
                 hook.remove()

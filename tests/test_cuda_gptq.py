@@ -22,9 +22,7 @@ def test_the_kernel_gives_the_codes_of_plain_torch(bits, options, kernel_device,
     assert all(torch.equal(a.cpu(), b) for a, b in zip(other, rest))
     if "asymmetric" not in options:
         nearest = integer.quantize(w, rest[0], bits)
-        ours, plain, none = (
-            gptq.layer_error(w, c, rest[0], h) for c in (found.cpu(), expected, nearest)
-        )
+        ours, plain, none = (gptq.layer_error(w, c, rest[0], h) for c in (found.cpu(), expected, nearest))
         assert ours == pytest.approx(plain, rel=0.02) and ours < none
 
 

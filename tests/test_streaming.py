@@ -1,4 +1,4 @@
-"""Calibration block by block: the same weights, each block run once per call, and what it cannot do is named."""
+"""Calibration block by block: the same weights, each block run once per call; what it cannot do is named."""
 
 import pytest
 import torch
