@@ -40,6 +40,9 @@ class Rows:
             keys = [self.table[key].astype(str) == str(new[key][0]) for key in self.keys]
             self.table = self.table[~pd.concat(keys, axis=1).all(axis=1)]
         self.table = pd.concat([self.table, new], ignore_index=True) if len(self.table) else new
+        self.write()
+
+    def write(self) -> None:
         write_text(self.file, self.table.to_csv(index=False, float_format="%.6g"))
 
 
