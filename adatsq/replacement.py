@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from adatsq.calibration import hessians
 from adatsq.cuda.linear import PackedLinear
 from adatsq.inputs import Inputs, groups_of, inputs
-from adatsq.linear import QuantLinear, check_finite
+from adatsq.linear import QuantLinear
 from adatsq.models import Layer, quantizable
 from adatsq.scheme import Scheme, quantized, smoothed_scale
+from adatsq.stored_layers import finish
 from adatsq.trace import Trace
 
 MODULATION_GROUP = 64
@@ -163,7 +164,7 @@ def quantize(
                     transformer.set_submodule(name, _packed(replacements.pop(name)))
     for name, module in replacements.items():
         transformer.set_submodule(name, module)
-    transformer.register_forward_hook(check_finite)
+    finish(transformer)
     return pipe
 
 
