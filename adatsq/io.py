@@ -12,7 +12,6 @@ A folder is written under a temporary name and renamed when it is complete.
 
 import importlib
 import json
-import math
 import os
 import shutil
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from adatsq import fits
 from adatsq.files import checksum, sha256
 from adatsq.hf_quantizer import to_config
 from adatsq.linear import PARTS, QuantLinear
@@ -142,10 +142,11 @@ def load(
     packed: weights stay packed, as `adatsq.accelerate` has them, and are at no time unpacked as a whole.
 
     Raises FileNotFoundError for a missing folder or file, ValueError for a truncated, edited or inconsistent
-    one and for one of a newer format.
+    one, for one of a newer format, and, before anything is loaded, for a GPU that is too small.
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
+    _check_fits(folder, manifest, device, packed)
     try:
         transformer = _load_transformer(folder, manifest, packed)
         dtypes = {name: getattr(torch, dtype) for name, dtype in manifest["components"].items()}
@@ -158,6 +159,20 @@ def load(
     except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, OSError) as error:
         raise ValueError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
     return pipe if device is None else pipe.to(device)
+
+
+def _check_fits(folder: Path, manifest: dict, device: str | torch.device | None, packed: bool) -> None:
+    def needed(packed: bool) -> int:
+        return fits.quantized_bytes(folder, manifest["layers"], _weights(folder), packed)
+
+    def advice() -> str:
+        less = "" if packed else f"packed=True takes {needed(True) / 1e9:.3g} GB; "
+        return (
+            f"{less}or load it without a device and call pipe.enable_model_cpu_offload(), which holds one "
+            "part of the pipeline at a time"
+        )
+
+    fits.check(lambda: needed(packed), device, advice)
 
 
 def _read_manifest(folder: Path) -> dict:
@@ -221,7 +236,7 @@ def size_report(folder: str | Path) -> pd.DataFrame:
     """
     folder = Path(folder)
     layers = json.loads((folder / QUANTIZED_FILE).read_text())["layers"]
-    tensors = _tensors(_weights(folder))
+    tensors = fits.tensors(_weights(folder))
     packed = {f"{name}.{part}" for name in layers for part in PARTS} & set(tensors)
     rest = [(numel, size) for name, (numel, size) in tensors.items() if name not in packed]
     shapes = [layer["shape"] for layer in layers.values()]
@@ -234,23 +249,12 @@ def size_report(folder: str | Path) -> pd.DataFrame:
     }
     for part in sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "transformer"):
         files = [file for file in part.rglob("*") if file.is_file()]
-        weights = [t for file in files if file.suffix == ".safetensors" for t in _tensors(file).values()]
+        weights = [t for file in files if file.suffix == ".safetensors" for t in fits.tensors(file).values()]
         rows[part.name] = (sum(numel for numel, _ in weights), sum(file.stat().st_size for file in files))
     table = pd.DataFrame(rows, index=["parameters", "bytes"]).T.rename_axis("part")
     table.loc["total"] = table.sum()
     table["bits_per_parameter"] = 8 * table["bytes"] / table["parameters"].where(table["parameters"] > 0)
     return table
-
-
-def _tensors(file: Path) -> dict[str, tuple[int, int]]:
-    """{name: (numbers, bytes)} from the header of a safetensors file."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    header.pop("__metadata__", None)
-    return {
-        name: (math.prod(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
-        for name, entry in header.items()
-    }
 
 
 def _quantized_layers(transformer: nn.Module) -> dict[str, QuantLinear]:
