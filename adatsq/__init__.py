@@ -6,7 +6,6 @@ Everything a notebook needs is imported from here; `adatsq.world` (the shapes wo
 `adatsq.evaluate` and `adatsq.plots` are separate rooms.
 """
 
-from adatsq import hf_quantizer  # diffusers knows of saved transformers from here on
 from adatsq.candidates import SHARES
 from adatsq.cuda.accelerate import accelerate
 from adatsq.fisher import Fisher, temporal_fisher
@@ -35,7 +34,6 @@ __all__ = [
     "brute_force",
     "hadamard",
     "hadamard_gptq",
-    "hf_quantizer",
     "hypervolume_share",
     "kept",
     "lagrangian_search",

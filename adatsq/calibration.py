@@ -188,7 +188,8 @@ class _Sums:
 
 def _product(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """X^T X. Products of 16-bit numbers are exact in float32: tensor cores may take them as they are."""
-    if rows.is_cuda and dtype is torch.float32 and rows.dtype in (torch.bfloat16, torch.float16):
+    short = rows.dtype in (torch.bfloat16, torch.float16)
+    if rows.is_cuda and dtype is torch.float32 and short and len(rows) >= 16:
         return torch.mm(rows.T, rows, out_dtype=torch.float32)
     rows = rows.to(dtype)
     return rows.T @ rows

@@ -53,9 +53,10 @@ def gptq(
     asymmetric: on the grid of `integer.minmax_scale`, without clip; its zero point (out, groups) comes third.
     A channel that calibration never saw (H_jj = 0) is rounded to nearest: nothing is known of it.
 
-    Works in the Hessian's dtype, in float64 if that fails, then with ten times the damping. Raises ValueError
-    if the Hessian has the wrong shape or is not positive definite at any damping, FloatingPointError if it
-    is not finite.
+    Works in the Hessian's dtype, in float64 if that fails, then with ten times the damping. On a GPU the
+    columns of a block are one Triton kernel, in float32 (`adatsq.cuda.gptq_kernel`). Raises ValueError if the
+    Hessian has the wrong shape or is not positive definite at any damping, FloatingPointError if it is not
+    finite.
     """
     n = weight.shape[1]
     if hessian.shape != (n, n):
@@ -74,12 +75,13 @@ def gptq(
     order = torch.argsort(hessian.diag(), descending=True, stable=True) if act_order else torch.arange(n)
     order = order.to(weight.device)
     upper = inverse_cholesky(hessian[order][:, order], damping)
+    kernel = hessian.dtype is torch.float32 and abilities(weight.device).triton
+    upper = upper.to(torch.float32).contiguous() if kernel else upper
     w = weight[:, order].to(upper.dtype)
     s, z = (integer.expand(part, n).expand(-1, n)[:, order].to(upper.dtype) for part in (scale, zero))
 
-    kernel = upper.dtype is torch.float32 and abilities(w.device).triton
     if kernel:
-        w, s, z, upper = w.contiguous(), s.contiguous(), z.contiguous(), upper.contiguous()
+        w, s, z = w.contiguous(), s.contiguous(), z.contiguous()
     codes = torch.empty_like(w)
     for start in range(0, n, block_size):
         stop = min(start + block_size, n)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from adatsq import fits
 from adatsq.files import checksum, sha256
-from adatsq.hf_quantizer import to_config
+from adatsq.hf_quantizer import to_config  # and diffusers knows of saved transformers from here on
 from adatsq.linear import PARTS, QuantLinear
 from adatsq.models import QUANTIZED_FILE, SAMPLING_FILE, sampling, without_bars
 from adatsq.packing import narrow, pack

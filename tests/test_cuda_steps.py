@@ -6,8 +6,8 @@ import torch
 
 from adatsq.cuda import benchmark, steps
 from adatsq.cuda.full_size_models import MODELS, build
-from adatsq.cuda.peers import PEERS, Peer
 from adatsq.models import quantizable
+from adatsq.peers.steps import PEERS, Peer
 
 
 def run(file, *options):

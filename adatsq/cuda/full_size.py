@@ -11,7 +11,6 @@ Pictures of random weights say nothing of quality: that is measured on the model
 """
 
 import argparse
-import gc
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -163,9 +162,6 @@ class Run:
             found["transformer_disk_bytes"] = disk_bytes(packed / "transformer")
         self.write(self.ours, found)
         del pipe
-        gc.collect()  # a policy and its pipeline know each other
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
         with phase("load", self.device) as found:
             pipe = adatsq.load(packed, self.device, packed=True)
         self.write(self.ours, found)

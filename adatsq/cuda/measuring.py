@@ -1,5 +1,6 @@
 """Seconds, peak memory and rows of a table, written one by one as they are measured."""
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +62,9 @@ def phase(name: str, device: torch.device) -> Iterator[dict]:
     found: dict = {}
     cuda = device.type == "cuda"
     print(f"{name} ...", flush=True)
+    gc.collect()  # pipelines and policies know each other
     if cuda:
+        torch.cuda.empty_cache()
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()

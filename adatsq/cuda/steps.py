@@ -26,9 +26,9 @@ from adatsq.call import layer_inputs
 from adatsq.cuda import devices, packing
 from adatsq.cuda.full_size_models import build
 from adatsq.cuda.measuring import Rows, tensor_bytes, versions
-from adatsq.cuda.peers import PEERS, Peer
 from adatsq.cuda.timing import milliseconds
 from adatsq.models import quantizable
+from adatsq.peers.steps import PEERS, Peer
 
 OURS = {4: (4, 8), 3: (3, 4)}  # w_bits: activation bits, all on the same packed weights
 SHOWN = ["method", "w_bits", "a_bits", "mode", "ms", "gain", "tops", "error", "weight_bytes", "failed"]

@@ -1,9 +1,11 @@
-"""Other libraries on a whole transformer, as they are meant to run on a GPU: for `steps`.
+"""Other libraries on a whole transformer, as they are meant to run on a GPU: for `adatsq.cuda.steps`.
 
-Those that `adatsq.peers` has too are called through it. Modulation linears see one row per image: they are
+Those that `adatsq.peers` has too are called through it. gemlite is no requirement, not even of the extra
+"peers": it cannot be imported without a driver of NVIDIA's. Modulation linears see one row per image: they are
 quantised in their weights alone, or left as they are.
 """
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -45,18 +47,17 @@ def _torchao_fp8(transformer: nn.Module, layers: Sequence[Layer]) -> None:
 
 
 def _gemlite_int8(transformer: nn.Module, layers: Sequence[Layer]) -> None:
-    from gemlite.helper import A8W8_int8_dynamic
+    made = importlib.import_module("gemlite.helper").A8W8_int8_dynamic
 
-    _replace(
-        transformer,
-        layers,
-        lambda linear: A8W8_int8_dynamic(str(linear.weight.device), linear.weight.dtype).from_linear(linear),
-    )
+    def quantized(linear: nn.Linear) -> nn.Module:
+        return made(device=str(linear.weight.device), dtype=linear.weight.dtype).from_linear(linear)
+
+    _replace(transformer, layers, quantized)
 
 
 def _gemlite_int4(transformer: nn.Module, layers: Sequence[Layer]) -> None:
     """Weights in groups of 64 with zero points, activations in FP8."""
-    from gemlite.helper import A8W4_HQQ_INT_dynamic
+    made = importlib.import_module("gemlite.helper").A8W4_HQQ_INT_dynamic
 
     def quantized(linear: nn.Linear) -> nn.Module:
         w = linear.weight.detach().float().view(-1, 64)
@@ -64,7 +65,7 @@ def _gemlite_int4(transformer: nn.Module, layers: Sequence[Layer]) -> None:
         scale = ((high - low) / 15).clamp(min=1e-8)
         zero = (-low / scale).round()
         codes = (w / scale + zero).round().clamp(0, 15).to(torch.uint8).view(linear.weight.shape)
-        helper = A8W4_HQQ_INT_dynamic(device=str(linear.weight.device), dtype=linear.weight.dtype)
+        helper = made(device=str(linear.weight.device), dtype=linear.weight.dtype)
         dtype = linear.weight.dtype
         return helper.from_weights(codes, scale.to(dtype), zero.to(dtype), linear.bias)
 
