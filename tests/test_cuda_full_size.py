@@ -43,6 +43,10 @@ def test_all_phases_run_and_write_their_rows(model, tmp_path, capsys):
     assert any(isinstance(module, PackedLinear) for module in pipe.transformer.modules())
     assert len(pipe.transformer._adatsq_policy.timesteps) == 5
     said = capsys.readouterr().out
+    full_size.main([*command, "--steps", "5", "--every", "2", "--packed"])
+    again = capsys.readouterr().out
+    assert "generate ..." in again and "quantize ..." not in again and "policy of 5 timesteps" in again
+    assert len(pd.read_csv(file)) == len(table)
     assert all(
         f"{phase} ..." in said for phase in ("build", "load", "fisher", "quantize", "search", "generate")
     )
@@ -89,7 +93,8 @@ def test_thinned_traces_and_checkpointing_leave_the_numbers_alone(tiny_pipe):
 def test_a_row_replaces_an_older_one_of_the_same(tmp_path):
     file = tmp_path / "rows.csv"
     for value in (1.0, 2.0):
-        rows = Rows(file, {"model": "m", "device": "cpu"}, keys=("model", "metric", "device"))
+        fixed = {"model": "m", "device": "cpu", "a_bits": 4.0}
+        rows = Rows(file, fixed, keys=("model", "metric", "device", "a_bits"))
         rows.add(metric="a", value=value)
     rows.add(metric="b", value=3.0)
     assert pd.read_csv(file)["value"].tolist() == [2.0, 3.0]

@@ -12,6 +12,7 @@ Pictures of random weights say nothing of quality: that is measured on the model
 
 import argparse
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -124,7 +125,7 @@ class Run:
         self.generate(pipe, method, "generate_compiled", "step_compiled_s")
 
     def quantize(self, pipe: DiffusionPipeline) -> None:
-        args = self.args
+        args, start = self.args, time.perf_counter()
         with phase("record", self.device) as found:
             trace = adatsq.record(pipe, PROMPTS[: args.prompts], args.steps, args.seed, 1, progress=False)
         self.write(self.ours, found)
@@ -138,6 +139,8 @@ class Run:
             alpha = fisher.alpha(tau=1.0)
             adatsq.adatsq_weights(pipe, few, args.w_bits, 4, alpha, stream=True, batch_size=1)
             found["transformer_memory_bytes"] = tensor_bytes(pipe.transformer)
+        found["calibration_s"] = time.perf_counter() - start
+        print(f"record, fisher, quantize: {found['calibration_s']:.4g} s in all", flush=True)
         self.write(self.ours, found)
         fisher = at_all_steps(fisher, trace, args.every)
         with phase("search", self.device) as found:
@@ -150,20 +153,24 @@ class Run:
         adatsq.apply(pipe, result.pick(args.budget))
 
     def run(self) -> None:
+        """All phases, or with --packed the last ones alone, on what an earlier run saved."""
         print(devices.note(self.device), flush=True)
         full, packed = Path(self.args.folder), Path(f"{self.args.folder}-w{self.args.w_bits}")
-        self.build(full)
-        pipe = self.load(full)
-        self.generate(pipe, self.full)
-        self.quantize(pipe)
-        with phase("save", self.device) as found:
-            adatsq.save(pipe, packed)
-            found["disk_bytes"] = disk_bytes(packed)
-            found["transformer_disk_bytes"] = disk_bytes(packed / "transformer")
-        self.write(self.ours, found)
-        del pipe
+        if not self.args.packed:
+            self.build(full)
+            pipe = self.load(full)
+            self.generate(pipe, self.full)
+            self.quantize(pipe)
+            with phase("save", self.device) as found:
+                adatsq.save(pipe, packed)
+                found["disk_bytes"] = disk_bytes(packed)
+                found["transformer_disk_bytes"] = disk_bytes(packed / "transformer")
+            self.write(self.ours, found)
+            del pipe
         with phase("load", self.device) as found:
             pipe = adatsq.load(packed, self.device, packed=True)
+            found["transformer_memory_bytes"] = tensor_bytes(pipe.transformer)
+        print(pipe.transformer.extra_repr(), flush=True)
         self.write(self.ours, found)
         self.generate(pipe, self.ours)
         if self.args.compile:
@@ -186,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--w-bits", type=int, default=4)
     parser.add_argument("--budget", type=float, default=4.0, help="average activation bits")
     parser.add_argument("--beam", type=int, default=2, help="paths that the search keeps")
+    parser.add_argument("--packed", action="store_true", help="only load what was saved, and generate")
     parser.add_argument("--compile", action="store_true", help="generate a second time, compiled")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("data/results/full-size.csv"))

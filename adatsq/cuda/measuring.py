@@ -38,8 +38,9 @@ class Rows:
     def add(self, **row: object) -> None:
         new = pd.DataFrame([{**self.fixed, **row}])
         if len(self.table):
-            keys = [self.table[key].astype(str) == str(new[key][0]) for key in self.keys]
-            self.table = self.table[~pd.concat(keys, axis=1).all(axis=1)]
+            # by value: a file has 4 where the row has 4.0
+            same = [self.table[key] == new[key][0] for key in self.keys]
+            self.table = self.table[~pd.concat(same, axis=1).all(axis=1)]
         self.table = pd.concat([self.table, new], ignore_index=True) if len(self.table) else new
         self.write()
 
