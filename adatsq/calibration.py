@@ -7,6 +7,7 @@ which is X^T X with X scaled by sqrt(alpha): an unmodified solver then minimises
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from adatsq.models import block_names
+from adatsq.streaming import BlockByBlock, Left
 from adatsq.trace import Trace, layer_inputs, velocity
 
 
@@ -28,6 +30,7 @@ def hessians(
     batch_size: int = 8,
     dtype: torch.dtype = torch.float32,
     progress: bool = True,
+    stream: bool = False,
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield (block, {layer: H' (in, in)}) for the transformer's blocks in order.
 
@@ -36,6 +39,9 @@ def hessians(
     trace, each call up to the last block of the pass. Recorded latents go in, but the blocks before run as
     they are at that moment: a caller who quantizes each block when it comes gives the next ones quantised
     inputs, as GPTQ does.
+    stream: each block runs once for the whole trace and never again, on the full-precision answers of the
+    block before (`streaming`): one forward pass of the trace in all, and a caller may replace a block as soon
+    as it comes. blocks_per_pass is then 1.
     Raises ValueError if alpha lacks a layer, has other timesteps than the trace, or a negative or NaN weight.
     """
     trace.check(pipe)
@@ -48,6 +54,8 @@ def hessians(
     if missing:
         raise ValueError(f"{type(pipe.transformer).__name__} has no block with layer {sorted(missing)[0]!r}")
     blocks = {block: inside for block, inside in blocks.items() if inside}
+    if stream:
+        return _streamed(pipe, trace, weights, blocks, batch_size, dtype, progress)
     return _passes(pipe, trace, weights, blocks, blocks_per_pass or len(blocks), batch_size, dtype, progress)
 
 
@@ -111,47 +119,86 @@ def _one_pass(
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
     """H' of the named layers, from one run over the trace whose calls end when all blocks in `group` ran."""
-    found: dict[str, Tensor] = {}
-    x_before, product = None, None
-
-    def add(name: str, x: Tensor) -> None:
-        nonlocal x_before, product
-        if x is not x_before:  # query, key and value read the same tensor: one product serves all three
-            rows = x.reshape(-1, x.shape[-1]).to(dtype)
-            x_before, product = x, rows.T @ rows
-        rows_at_t = len(trace) * trace.tokens[name]
-        if name not in found:
-            found[name] = torch.zeros_like(product)
-        found[name].add_(product, alpha=weights.at[t, name] / rows_at_t)
+    sums = _Sums(trace, weights, dtype)
 
     def leave(name: str) -> None:
         ran.add(name)
         if len(ran) == len(group):
-            raise _Left
+            raise Left
 
-    batches = [range(len(trace))[i : i + batch_size] for i in range(0, len(trace), batch_size)]
     ran: set[str] = set()
     modules = {name: pipe.transformer.get_submodule(name) for name in group}
     hooks = [
         module.register_forward_hook(lambda *_, name=name: leave(name)) for name, module in modules.items()
     ]
     try:
-        with layer_inputs(pipe.transformer, names, add), torch.no_grad(), _exact_products():
-            for t in range(len(trace.timesteps)):
-                for index in batches:
-                    ran.clear()
-                    try:
-                        velocity(pipe.transformer, trace, t, index=index)
-                    except _Left:
-                        pass
+        with layer_inputs(pipe.transformer, names, sums.add), torch.no_grad(), _exact_products():
+            for sums.t, index in _calls(trace, batch_size):
+                ran.clear()
+                try:
+                    velocity(pipe.transformer, trace, sums.t, index=index)
+                except Left:
+                    pass
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return sums.found
 
 
-class _Left(Exception):
-    """The forward pass has gone far enough."""
+def _streamed(
+    pipe: DiffusionPipeline,
+    trace: Trace,
+    weights: pd.DataFrame,
+    blocks: dict[str, list[str]],
+    batch_size: int,
+    dtype: torch.dtype,
+    progress: bool,
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """As `_passes`, each block once: `stream` of `hessians`."""
+    transformer, index = pipe.transformer, _calls(trace, batch_size)
+    calls = [partial(velocity, transformer, trace, t, index=images) for t, images in index]
+    order = block_names(transformer)
+    with torch.no_grad():
+        run = BlockByBlock(transformer, order, calls)
+    with run, tqdm(order, desc="hessians", unit="block", disable=not progress) as bar:
+        for block in bar:
+            sums, names = _Sums(trace, weights, dtype), blocks.get(block, [])
+            with layer_inputs(transformer, names, sums.add), torch.no_grad(), _exact_products():
+                run.run(block, lambda call, sums=sums: setattr(sums, "t", index[call][0]))
+            if names:
+                yield block, sums.found
+
+
+class _Sums:
+    """H' of layers whose inputs come in by `add`, at step t."""
+
+    def __init__(self, trace: Trace, weights: pd.DataFrame, dtype: torch.dtype) -> None:
+        self.trace, self.weights, self.dtype = trace, weights, dtype
+        self.t, self.found = 0, {}
+        self.x = self.product = None
+
+    def add(self, name: str, x: Tensor) -> None:
+        if x is not self.x:  # query, key and value read the same tensor: one product serves all three
+            self.x, self.product = x, _product(x.reshape(-1, x.shape[-1]), self.dtype)
+        rows_at_t = len(self.trace) * self.trace.tokens[name]
+        if name not in self.found:
+            self.found[name] = torch.zeros_like(self.product)
+        self.found[name].add_(self.product, alpha=self.weights.at[self.t, name] / rows_at_t)
+
+
+def _product(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """X^T X. Products of 16-bit numbers are exact in float32: tensor cores may take them as they are."""
+    short = rows.dtype in (torch.bfloat16, torch.float16)
+    if rows.is_cuda and dtype is torch.float32 and short and len(rows) >= 16:
+        return torch.mm(rows.T, rows, out_dtype=torch.float32)
+    rows = rows.to(dtype)
+    return rows.T @ rows
+
+
+def _calls(trace: Trace, batch_size: int) -> list[tuple[int, range]]:
+    """(step, images) of each call of a run over the trace."""
+    batches = [range(len(trace))[i : i + batch_size] for i in range(0, len(trace), batch_size)]
+    return [(t, index) for t in range(len(trace.timesteps)) for index in batches]
 
 
 @contextmanager

@@ -21,6 +21,13 @@ COMMANDS = {
     r"-ablation.*\.csv": "adatsq.ablation",
     r"-explorer.*\.json": "adatsq.sweep",
 }
+# Files that are of no one model.
+OF_ALL = {
+    "profiles.csv": "adatsq.changes",
+    "cuda-shapes.csv": "adatsq.cuda.benchmark --shapes",
+    "cuda-steps.csv": "adatsq.cuda.benchmark --steps",
+    "full-size.csv": "adatsq.cuda.full_size",
+}
 UNKNOWN = "not recorded"
 # Rows of NAME-facts.csv that tell how long the whole method took on a model.
 TIMED = {"method": "adatsq", "w_bits": 4}
@@ -36,10 +43,8 @@ class Origin:
 
 def origin(file: Path) -> Origin:
     """Read from the file's name. ValueError for a file that no command here writes."""
-    if file.name == "profiles.csv":
-        return Origin("", "adatsq.changes")
-    if file.name == "cuda-shapes.csv":
-        return Origin("", "adatsq.cuda.benchmark --shapes")
+    if file.name in OF_ALL:
+        return Origin("", OF_ALL[file.name])
     for ending, command in COMMANDS.items():
         if found := re.fullmatch(rf"(.+?)(?:{ending})", file.name):
             return Origin(found[1], command)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adatsq import integer
+from adatsq.cuda.devices import abilities
 
 DAMPING_TRIES = 4  # each ten times the last
 
@@ -52,9 +53,10 @@ def gptq(
     asymmetric: on the grid of `integer.minmax_scale`, without clip; its zero point (out, groups) comes third.
     A channel that calibration never saw (H_jj = 0) is rounded to nearest: nothing is known of it.
 
-    Works in the Hessian's dtype, in float64 if that fails, then with ten times the damping. Raises ValueError
-    if the Hessian has the wrong shape or is not positive definite at any damping, FloatingPointError if it
-    is not finite.
+    Works in the Hessian's dtype, in float64 if that fails, then with ten times the damping. On a GPU the
+    columns of a block are one Triton kernel, in float32 (`adatsq.cuda.gptq_kernel`). Raises ValueError if the
+    Hessian has the wrong shape or is not positive definite at any damping, FloatingPointError if it is not
+    finite.
     """
     n = weight.shape[1]
     if hessian.shape != (n, n):
@@ -73,16 +75,28 @@ def gptq(
     order = torch.argsort(hessian.diag(), descending=True, stable=True) if act_order else torch.arange(n)
     order = order.to(weight.device)
     upper = inverse_cholesky(hessian[order][:, order], damping)
-    # Columns as rows, which lie together in memory: twice as fast.
-    w = weight[:, order].to(upper.dtype).T.contiguous()
-    s, z = (
-        integer.expand(part, n).expand(-1, n)[:, order].to(upper.dtype).T.contiguous()
-        for part in (scale, zero)
-    )
+    kernel = hessian.dtype is torch.float32 and abilities(weight.device).triton
+    upper = upper.to(torch.float32) if kernel else upper
+    w = weight[:, order].to(upper.dtype)
+    s, z = (integer.expand(part, n).expand(-1, n)[:, order].to(upper.dtype) for part in (scale, zero))
+    if kernel:
+        from adatsq.cuda.gptq_kernel import round_columns as walk
+    else:
+        walk = round_columns
+    codes = walk(w, s, z, upper, low, high, block_size)
+    codes = codes[:, torch.argsort(order)].to(torch.int8).contiguous()
+    return (codes, scale, zero.to(torch.int8)) if asymmetric else (codes, scale)
 
+
+def round_columns(
+    w: Tensor, s: Tensor, z: Tensor, upper: Tensor, low: int, high: int, block_size: int
+) -> Tensor:
+    """The loop of Algorithm 1: columns of w (out, in), with scales s and zero points z of the same shape, and
+    U (in, in) -> codes (out, in), in the dtype of w."""
+    w, s, z = (part.T.contiguous() for part in (w, s, z))  # columns as rows: twice as fast
     codes = torch.empty_like(w)
-    for start in range(0, n, block_size):
-        stop = min(start + block_size, n)
+    for start in range(0, len(w), block_size):
+        stop = min(start + block_size, len(w))
         block, u = w[start:stop], upper[start:stop, start:stop]
         errors = torch.empty_like(block)
         for j in range(stop - start):
@@ -91,23 +105,24 @@ def gptq(
             errors[j] = (block[j] - (codes[k] - z[k]) * s[k]) / u[j, j]
             block[j:] -= torch.outer(u[j, j:], errors[j])
         w[stop:] -= upper[start:stop, stop:].T @ errors
-    codes = codes[torch.argsort(order)].T.to(torch.int8).contiguous()
-    return (codes, scale, zero.to(torch.int8)) if asymmetric else (codes, scale)
+    return codes.T
 
 
 def inverse_cholesky(hessian: Tensor, damping: float) -> Tensor:
     """Upper U with U^T U = (H + damping * mean(diag H) I)^-1; dtype and damping as `gptq` says."""
-    hessian = hessian.clone()
     diagonal = hessian.diagonal()
-    mean = diagonal.mean()
-    diagonal[diagonal == 0] = 1.0  # dead channels; damping follows the mean without them
+    mean, dead = diagonal.mean(), diagonal == 0
     for attempt in range(DAMPING_TRIES):
         for dtype in dict.fromkeys([hessian.dtype, torch.float64]):
             h = hessian.to(dtype, copy=True)
+            h.diagonal().masked_fill_(dead, 1.0)  # damping follows the mean with zeros for them
             h.diagonal().add_(mean * damping * 10**attempt)
             lower, failed = torch.linalg.cholesky_ex(h)
+            del h  # a Hessian of 15360 inputs takes 0.9 GB: as few of them at once as can be
             if not failed:
-                upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+                inverse = torch.cholesky_inverse(lower)
+                del lower
+                upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not failed:
                 return upper
     raise ValueError(

@@ -2,7 +2,7 @@
 JSON.
 
     model_index.json, vae/, text_encoder/, scheduler/, ...   as diffusers saves them
-    transformer/config.json, transformer/quantized.safetensors
+    transformer/config.json, transformer/diffusion_pytorch_model.safetensors
     adatsq.json     format version, sha256 of all other files and of itself, what each quantized layer is,
                     the applied policy
     sampling.json   the model's call settings, if it has some
@@ -12,7 +12,6 @@ A folder is written under a temporary name and renamed when it is complete.
 
 import importlib
 import json
-import math
 import os
 import shutil
 from pathlib import Path
@@ -26,17 +25,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adatsq.cuda.linear import PackedLinear
+from adatsq import fits
 from adatsq.files import checksum, sha256
-from adatsq.linear import PARTS, QuantLinear, check_finite
+from adatsq.hf_quantizer import to_config  # and diffusers knows of saved transformers from here on
+from adatsq.linear import PARTS, QuantLinear
 from adatsq.models import QUANTIZED_FILE, SAMPLING_FILE, sampling, without_bars
-from adatsq.packing import check_planes, narrow, pack, unpack
+from adatsq.packing import narrow, pack
 from adatsq.policy import Policy, apply
+from adatsq.stored_layers import FORMAT_VERSION, check_shape, check_version, description, finish, layer_of
 
-FORMAT_VERSION = 2  # 1 had weights of codes and scales only, and is read as well
-WEIGHTS_FILE = "transformer/quantized.safetensors"
-# Arguments of QuantLinear that are no tensors; a file of version 1 has the first two.
-OPTIONS = ("rotation", "a_clip", "a_group_size", "a_asymmetric", "shift", "seed")
+WEIGHTS_FILE = "transformer/diffusion_pytorch_model.safetensors"
+OLD_WEIGHTS_FILE = "transformer/quantized.safetensors"  # of versions 1 and 2
 
 
 def save(pipe: DiffusionPipeline, folder: str | Path) -> pd.DataFrame:
@@ -79,9 +78,14 @@ def _write(pipe: DiffusionPipeline, folder: Path) -> None:
     for name, component in components.items():
         component.save_pretrained(folder / name)
     transformer.save_config(folder / "transformer")
+    applied = getattr(transformer, "_adatsq_applied", None)
+    before = dict(zip((layer.name for layer in applied.policy.layers), applied.before)) if applied else {}
+    said = {name: description(layer, before.get(name)) for name, layer in layers.items()}
     for file in (folder / "model_index.json", *folder.glob("*/config.json")):
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)  # where the pipeline was loaded from is nobody's business
+        if file.parent.name == "transformer":
+            config["quantization_config"] = to_config(said)
         file.write_text(json.dumps(config, indent=2) + "\n")
 
     tensors, dtypes = {}, {}
@@ -100,8 +104,6 @@ def _write(pipe: DiffusionPipeline, folder: Path) -> None:
         (folder / SAMPLING_FILE).write_text(json.dumps(settings))
     files = sorted(file for file in folder.rglob("*") if file.is_file())
 
-    applied = getattr(transformer, "_adatsq_applied", None)
-    before = dict(zip((layer.name for layer in applied.policy.layers), applied.before)) if applied else {}
     manifest = {
         "format_version": FORMAT_VERSION,
         "pipeline": type(pipe).__name__,
@@ -109,23 +111,13 @@ def _write(pipe: DiffusionPipeline, folder: Path) -> None:
             file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
             for file in files
         },
-        "layers": {name: _description(layer, before.get(name)) for name, layer in layers.items()},
+        "layers": said,
         "dtypes": dtypes,
         "components": {name: _dtype_name(c) for name, c in components.items() if isinstance(c, nn.Module)},
         "policy": applied.policy.to_dict() if applied else None,
     }
     manifest["sha256"] = checksum(manifest)
     (folder / QUANTIZED_FILE).write_text(json.dumps(manifest, indent=1))
-
-
-def _description(layer: QuantLinear, a_bits_before_policy: int | None) -> dict:
-    return {
-        "shape": [layer.out_features, layer.in_features],
-        "w_bits": layer.w_bits,
-        "a_bits": layer.a_bits if a_bits_before_policy is None else a_bits_before_policy,
-        **{key: getattr(layer, key) for key in OPTIONS},
-        "scale_shape": list(layer.scale.shape),
-    }
 
 
 def _replace(partial: Path, folder: Path) -> None:
@@ -150,10 +142,11 @@ def load(
     packed: weights stay packed, as `adatsq.accelerate` has them, and are at no time unpacked as a whole.
 
     Raises FileNotFoundError for a missing folder or file, ValueError for a truncated, edited or inconsistent
-    one and for one of a newer format.
+    one, for one of a newer format, and, before anything is loaded, for a GPU that is too small.
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
+    _check_fits(folder, manifest, device, packed)
     try:
         transformer = _load_transformer(folder, manifest, packed)
         dtypes = {name: getattr(torch, dtype) for name, dtype in manifest["components"].items()}
@@ -166,6 +159,20 @@ def load(
     except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, OSError) as error:
         raise ValueError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
     return pipe if device is None else pipe.to(device)
+
+
+def _check_fits(folder: Path, manifest: dict, device: str | torch.device | None, packed: bool) -> None:
+    def needed(packed: bool) -> int:
+        return fits.quantized_bytes(folder, manifest["layers"], _weights(folder), packed)
+
+    def advice() -> str:
+        less = "" if packed else f"packed=True takes {needed(True) / 1e9:.3g} GB; "
+        return (
+            f"{less}or load it without a device and call pipe.enable_model_cpu_offload(), which holds one "
+            "part of the pipeline at a time"
+        )
+
+    fits.check(lambda: needed(packed), device, advice)
 
 
 def _read_manifest(folder: Path) -> dict:
@@ -181,10 +188,7 @@ def _read_manifest(folder: Path) -> dict:
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if version not in range(1, FORMAT_VERSION + 1):
-        raise ValueError(
-            f"{folder} has format_version {version!r}, this adatsq reads {FORMAT_VERSION}: update it"
-        )
+    check_version(version, folder)
     if checksum(manifest) != signature:
         raise ValueError(f"{path} was edited or damaged: its content does not match its sha256")
     for file, size, digest in files:
@@ -203,45 +207,25 @@ def _load_transformer(folder: Path, manifest: dict, packed: bool) -> nn.Module:
     with init_empty_weights():
         transformer = model.from_config(model.load_config(folder / "transformer"))
 
-    tensors = load_file(folder / WEIGHTS_FILE)
-    for name, layer in manifest["layers"].items():
-        linear = transformer.get_submodule(name)
-        if layer["shape"] != [linear.out_features, linear.in_features]:
-            raise ValueError(
-                f"{folder} is damaged: {name} has shape {layer['shape']} in {QUANTIZED_FILE}, but "
-                f"{[linear.out_features, linear.in_features]} in the transformer's config"
-            )
-        if layer["w_bits"] < 16:
-            try:
-                codes = tensors[f"{name}.codes"]
-                check_planes(codes, layer["w_bits"], tuple(layer["shape"]))
-                if not packed:
-                    codes = unpack(codes, layer["w_bits"], tuple(layer["shape"]))
-                if f"{name}.zero" in tensors:
-                    zero = unpack(tensors[f"{name}.zero"], layer["w_bits"], tuple(layer["scale_shape"]))
-                    tensors[f"{name}.zero"] = zero
-            except ValueError as error:
-                raise ValueError(f"{folder} is damaged: layer {name}: {error}") from error
-            tensors[f"{name}.codes"] = codes
-    planes = {}
-    if packed:
-        planes = {
-            name: tensors.pop(f"{name}.codes") for name, l in manifest["layers"].items() if l["w_bits"] < 16
-        }
-    tensors = {name: t.to(getattr(torch, manifest["dtypes"][name])) for name, t in tensors.items()}
-    for name, layer in manifest["layers"].items():
-        parts = {part: tensors.get(f"{name}.{part}") for part in (*PARTS, "bias")}
-        options = {key: layer[key] for key in ("w_bits", "a_bits", *OPTIONS) if key in layer}
-        if name in planes:
-            parts["codes"] = torch.empty(layer["shape"], dtype=torch.int8, device="meta")
-        linear = QuantLinear(**parts, **options, name=name)
-        if name in planes:
-            linear = PackedLinear(linear, planes=planes[name])
-            tensors[f"{name}.planes"] = linear.planes
-        transformer.set_submodule(name, linear)
+    tensors = load_file(_weights(folder))
+    dtypes = {name: getattr(torch, dtype) for name, dtype in manifest["dtypes"].items()}
+    tensors = {name: t if t.dtype == torch.uint8 else t.to(dtypes[name]) for name, t in tensors.items()}
+    for name, said in manifest["layers"].items():
+        try:
+            check_shape(name, said, transformer.get_submodule(name))
+            parts = {part: tensors.pop(f"{name}.{part}", None) for part in (*PARTS, "bias")}
+            transformer.set_submodule(name, layer := layer_of(name, said, parts, packed))
+        except ValueError as error:
+            raise ValueError(f"{folder} is damaged: {error}") from error
+        tensors.update({f"{name}.{key}": tensor for key, tensor in layer.state_dict().items()})
     transformer.load_state_dict(tensors, strict=True, assign=True)
-    transformer.register_forward_hook(check_finite)
-    return transformer.eval()
+    return finish(transformer.eval())
+
+
+def _weights(folder: Path) -> Path:
+    """The transformer's file, under its older name if it has that."""
+    old = folder / OLD_WEIGHTS_FILE
+    return old if old.exists() else folder / WEIGHTS_FILE
 
 
 def size_report(folder: str | Path) -> pd.DataFrame:
@@ -252,7 +236,7 @@ def size_report(folder: str | Path) -> pd.DataFrame:
     """
     folder = Path(folder)
     layers = json.loads((folder / QUANTIZED_FILE).read_text())["layers"]
-    tensors = _tensors(folder / WEIGHTS_FILE)
+    tensors = fits.tensors(_weights(folder))
     packed = {f"{name}.{part}" for name in layers for part in PARTS} & set(tensors)
     rest = [(numel, size) for name, (numel, size) in tensors.items() if name not in packed]
     shapes = [layer["shape"] for layer in layers.values()]
@@ -265,23 +249,12 @@ def size_report(folder: str | Path) -> pd.DataFrame:
     }
     for part in sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "transformer"):
         files = [file for file in part.rglob("*") if file.is_file()]
-        weights = [t for file in files if file.suffix == ".safetensors" for t in _tensors(file).values()]
+        weights = [t for file in files if file.suffix == ".safetensors" for t in fits.tensors(file).values()]
         rows[part.name] = (sum(numel for numel, _ in weights), sum(file.stat().st_size for file in files))
     table = pd.DataFrame(rows, index=["parameters", "bytes"]).T.rename_axis("part")
     table.loc["total"] = table.sum()
     table["bits_per_parameter"] = 8 * table["bytes"] / table["parameters"].where(table["parameters"] > 0)
     return table
-
-
-def _tensors(file: Path) -> dict[str, tuple[int, int]]:
-    """{name: (numbers, bytes)} from the header of a safetensors file."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    header.pop("__metadata__", None)
-    return {
-        name: (math.prod(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
-        for name, entry in header.items()
-    }
 
 
 def _quantized_layers(transformer: nn.Module) -> dict[str, QuantLinear]:

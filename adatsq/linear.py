@@ -139,7 +139,8 @@ class QuantLinear(nn.Module):
         raise FloatingPointError(f"NaN or infinity in the activations of layer {self.name or '(unnamed)'}")
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, w_bits={self.w_bits}, a_bits={self.a_bits}"
+        group = f", group_size={self.group_size}" if self.group_size else ""
+        return f"{self.in_features}, {self.out_features}, w_bits={self.w_bits}{group}, a_bits={self.a_bits}"
 
 
 def check_finite(transformer: nn.Module, args: tuple, output: object) -> None:

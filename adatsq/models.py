@@ -22,6 +22,7 @@ import transformers
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from adatsq import fits
 from adatsq.linear import PARTS
 
 SAMPLING_FILE = "sampling.json"
@@ -119,7 +120,7 @@ def load_pipeline(
     encoders in the dtype of their file, and then do not fit together.
 
     Raises FileNotFoundError if there is neither such a folder nor such a hub name, ValueError if the folder
-    is there but holds no complete pipeline.
+    is there but holds no complete pipeline, and, before anything is loaded, if it is more than a GPU holds.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -127,6 +128,7 @@ def load_pipeline(
             raise ValueError(f"{folder} holds a quantized pipeline: load it with adatsq.load")
         if not (folder / "model_index.json").exists():
             raise FileNotFoundError(f"{folder} holds no diffusers pipeline: it has no model_index.json")
+        fits.check(lambda: fits.pipeline_bytes(folder, torch_dtype), device, lambda: _advice(torch_dtype))
     elif not _may_be_hub_name(str(model)):
         raise FileNotFoundError(
             f"no folder {str(model)!r}: give a pipeline's folder or its hub name (owner/name)"
@@ -139,6 +141,15 @@ def load_pipeline(
             raise ValueError(f"{folder} is not a complete diffusers pipeline: {error}") from error
         raise FileNotFoundError(f"no pipeline {str(model)!r} on this disk or on the hub: {error}") from error
     return pipe if device is None else pipe.to(device)
+
+
+def _advice(dtype: torch.dtype) -> str:
+    halves = "torch_dtype=torch.bfloat16 takes half of it; " if dtype is torch.float32 else ""
+    return (
+        f"{halves}load without a device and call pipe.enable_model_cpu_offload(), which holds one part at a "
+        "time; or quantize it on a larger device once, and adatsq.load(folder, packed=True) takes about a "
+        "quarter of bfloat16 for the transformer"
+    )
 
 
 def _may_be_hub_name(model: str) -> bool:

@@ -9,10 +9,12 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from adatsq.calibration import hessians
+from adatsq.cuda.linear import PackedLinear
 from adatsq.inputs import Inputs, groups_of, inputs
-from adatsq.linear import QuantLinear, check_finite
+from adatsq.linear import QuantLinear
 from adatsq.models import Layer, quantizable
 from adatsq.scheme import Scheme, quantized, smoothed_scale
+from adatsq.stored_layers import finish
 from adatsq.trace import Trace
 
 MODULATION_GROUP = 64
@@ -41,6 +43,7 @@ def quantize(
     modulation_bits: int | None = None,
     blocks_per_pass: int | None = 1,
     batch_size: int = 8,
+    stream: bool = False,
     progress: bool = True,
 ) -> DiffusionPipeline:
     """Replace the block linears of pipe.transformer by `QuantLinear`s, in place, and return the pipeline.
@@ -62,6 +65,9 @@ def quantize(
     blocks_per_pass: Hessians of so many blocks are held at once (None: all). It changes memory and time, not
     the result: all layers are calibrated on full-precision inputs, and nothing is replaced before the last is
     done.
+    stream: blocks are done one by one, in one forward pass of the trace in all (`hessians`), and each is
+    replaced as soon as it is done, by `PackedLinear`s as `accelerate` makes them: memory falls from the
+    first block on. What fails on the way then leaves a pipeline that is half done, to be loaded again.
 
     Raises ValueError for a pipeline that is quantized already, bits outside 2..8 and 16, an unknown solver,
     "gptq" or smoothing without a trace, "rtn" with an alpha, options that exclude each other, and what
@@ -131,13 +137,16 @@ def quantize(
         factors = _smoothing(linears, schemes, stats, exponents)
 
     if calibrated:
-        blocks = hessians(pipe, trace, alpha, list(linears), blocks_per_pass, batch_size, progress=progress)
+        blocks = hessians(
+            pipe, trace, alpha, list(linears), blocks_per_pass, batch_size, progress=progress, stream=stream
+        )
     else:
         blocks = [("all blocks", dict.fromkeys(linears))]
     replacements = {}
     with torch.no_grad():
         for _, block in blocks:
-            for name, hessian in block.items():
+            for name in list(block):
+                hessian = block.pop(name)
                 try:
                     replacements[name] = quantized(
                         linears[name],
@@ -150,10 +159,17 @@ def quantize(
                     )
                 except (FloatingPointError, ValueError) as error:
                     raise type(error)(f"layer {name}: {error}") from error
+                if stream:
+                    del linears[name]
+                    transformer.set_submodule(name, _packed(replacements.pop(name)))
     for name, module in replacements.items():
         transformer.set_submodule(name, module)
-    transformer.register_forward_hook(check_finite)
+    finish(transformer)
     return pipe
+
+
+def _packed(layer: QuantLinear) -> QuantLinear:
+    return PackedLinear(layer) if layer.w_bits < 16 else layer
 
 
 def _smoothing(

@@ -49,15 +49,15 @@ def hooks(pipe):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pipe.transformer.modules())
 
 
-@pytest.mark.parametrize("blocks_per_pass", [1, 3, None])
+@pytest.mark.parametrize(
+    "how", [{"blocks_per_pass": 1}, {"blocks_per_pass": 3}, {"blocks_per_pass": None}, {"stream": True}]
+)
 @pytest.mark.parametrize("weighted", [True, False])
-def test_it_is_the_sum(tiny_pipe, trace, alpha, weighted, blocks_per_pass):
+def test_it_is_the_sum(tiny_pipe, trace, alpha, weighted, how):
     alpha = alpha if weighted else None
     expected = direct_sum(tiny_pipe, trace, alpha)
     found = {}
-    for _, some in ca.hessians(
-        tiny_pipe, trace, alpha, blocks_per_pass=blocks_per_pass, batch_size=2, progress=False
-    ):
+    for _, some in ca.hessians(tiny_pipe, trace, alpha, batch_size=2, progress=False, **how):
         assert not found.keys() & some.keys()
         found |= some
     assert found.keys() == expected.keys() == {layer.name for layer in trace.layers}

@@ -18,7 +18,15 @@ def test_every_stored_file_is_counted_once_and_every_command_exists():
     table = evidence.stored(RESULTS)
     assert table["files"].sum() == len([*RESULTS.glob("*.csv"), *RESULTS.glob("*.json")])
     for command in table["command"]:
-        assert importlib.util.find_spec(command.removeprefix("python -m ")), command
+        assert importlib.util.find_spec(command.removeprefix("python -m ").split()[0]), command
+
+
+@pytest.mark.parametrize(("name", "command"), evidence.OF_ALL.items())
+def test_files_of_no_one_model_are_known(name, command, tmp_path):
+    pd.DataFrame({"device": ["gpu"], "commit": ["a"]}).to_csv(tmp_path / name, index=False)
+    [row] = evidence.stored(tmp_path).to_dict("records")
+    assert (row["model"], row["command"]) == ("all", f"python -m {command}")
+    assert importlib.util.find_spec(command.split()[0])
 
 
 def test_rows_devices_and_commits_are_those_of_the_files(tmp_path):

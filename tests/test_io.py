@@ -163,7 +163,7 @@ def saved(tiny_folder, tmp_path):
     return tmp_path / "saved"
 
 
-@pytest.mark.parametrize("missing", ["adatsq.json", "transformer/quantized.safetensors"])
+@pytest.mark.parametrize("missing", ["adatsq.json", "transformer/diffusion_pytorch_model.safetensors"])
 def test_missing_files_are_named(missing, saved):
     (saved / missing).unlink()
     with pytest.raises(FileNotFoundError, match=f"has no {missing}"):
@@ -197,7 +197,7 @@ def edit(saved, change, sign=True):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda m: m.update(format_version=3), "format_version 3, this adatsq reads 2"),
+        (lambda m: m.update(format_version=4), "format_version 4, this adatsq reads 3"),
         (lambda m: m.pop("files"), "adatsq.json is damaged: 'files'"),
         (lambda m: m.pop("layers"), "is damaged: KeyError: 'layers'"),
         (lambda m: m["layers"]["transformer_blocks.0.attn.to_q"].update(shape=[32, 64]), r"shape \[32, 64\]"),

@@ -2,6 +2,7 @@
 
 python -m adatsq.cuda.benchmark --shapes           on the GPU; writes data/results/cuda-shapes.csv
 python -m adatsq.cuda.benchmark --shapes --cpu     in small, on plain torch: that it runs
+python -m adatsq.cuda.benchmark --steps            whole transformers, beside other libraries (`steps`)
 
 The floor of a part is the larger of its bytes over the bandwidth of a copy, measured in the same run, and its
 operations over the peak that --peak gives in TFLOP/s of FP8 (and half as much in bfloat16, as on an H200).
@@ -137,15 +138,28 @@ def origin(device: torch.device) -> dict:
 def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", action="store_true", required=True, help="linears of the models, by part")
-    parser.add_argument("--only", default="", help="shapes whose name contains this")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--shapes", action="store_true", help="linears of the models, by part")
+    what.add_argument("--steps", action="store_true", help="a step of a whole transformer, by method")
+    parser.add_argument("--only", default="", help="shapes whose name contains this; methods: any of a,b,c")
     parser.add_argument("--cpu", action="store_true", help="plain torch, tiny shapes")
     parser.add_argument("--peak", type=float, default=1979, help="TFLOP/s in FP8 and int8 (H200: 1979)")
-    parser.add_argument("--output", type=Path, default=Path("data/results/cuda-shapes.csv"))
+    parser.add_argument("--model", default="flux-dev", help="of --steps: flux-dev, z-image or wan2.1-1.3b")
+    parser.add_argument("--repeats", type=int, default=10, help="of --steps: the median of so many is taken")
+    parser.add_argument("--eager", action="store_true", help="of --steps: without torch.compile")
+    parser.add_argument("--commit", help="of --steps: recorded with each row; by default what git says")
+    parser.add_argument("--output", type=Path, help="by default data/results/cuda-{shapes,steps}.csv")
     options = parser.parse_args(arguments)
+    options.output = options.output or Path(
+        f"data/results/cuda-{'shapes' if options.shapes else 'steps'}.csv"
+    )
     if not options.cpu and not torch.cuda.is_available():
         parser.error("no CUDA device: --cpu runs tiny shapes on plain torch")
     device = torch.device("cpu" if options.cpu else "cuda")
+    if options.steps:
+        from adatsq.cuda import steps
+
+        return steps.run(options, device)
     shapes = [shape for shape in (TINY if options.cpu else SHAPES) if options.only in shape.name]
     if not shapes:
         parser.error(f"no shape's name contains {options.only!r}: {', '.join(s.name for s in SHAPES)}")

@@ -1,0 +1,68 @@
+"""The benchmark of whole steps, in small: its rows, and that a library that fails is one of them."""
+
+import pandas as pd
+import pytest
+import torch
+
+from adatsq.cuda import benchmark, steps
+from adatsq.cuda.full_size_models import MODELS, build
+from adatsq.models import quantizable
+from adatsq.peers.steps import PEERS, Peer
+
+
+def run(file, *options):
+    return benchmark.main(["--steps", "--cpu", "--eager", "--repeats", "1", "--output", str(file), *options])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_ours_and_bfloat16_are_measured(model, tmp_path):
+    file = tmp_path / "steps.csv"
+    run(file, "--model", model, "--only", "bf16,adatsq")
+    table = pd.read_csv(file).set_index(["method", "w_bits", "a_bits"])
+    assert table.index.tolist() == [
+        ("bf16", 16, 16),
+        *(("adatsq", w, a) for w, bits in steps.OURS.items() for a in bits),
+    ]
+    assert (table["ms"] > 0).all() and table["failed"].isna().all()
+    assert table.at[("bf16", 16, 16), "error"] == 0 and table.at[("bf16", 16, 16), "gain"] == 1
+    errors = table["error"]
+    assert 0 < errors["adatsq", 4, 8] < errors["adatsq", 4, 4] < errors["adatsq", 3, 3] < 1
+    smaller = table["weight_bytes"] / table["weight_bytes"].iloc[0]
+    assert smaller["adatsq", 3, 4] < smaller["adatsq", 4, 4] < 1
+
+
+def test_what_is_missing_or_fails_is_a_row(tmp_path, monkeypatch):
+    def fails(transformer, layers):
+        raise RuntimeError("no kernel\n  for this card")
+
+    peers = {"here": Peer("torch", 8, 8, fails), "not here": Peer("no-such-library", 4, 16, fails)}
+    monkeypatch.setattr(steps, "PEERS", peers)
+    table = run(tmp_path / "steps.csv", "--only", "here").set_index("method")
+    assert table.at["here", "failed"] == "RuntimeError: no kernel for this card"
+    assert table.at["here", "library"] == f"torch {torch.__version__}"
+    assert table.at["not here", "failed"] == "no-such-library is not installed"
+
+
+def test_gains_are_within_model_device_and_mode():
+    rows = [("bf16", "eager", "gpu", 4.0), ("ours", "eager", "gpu", 2.0), ("ours", "eager", "cpu", 1.0)]
+    rows += [("bf16", "compiled", "gpu", 3.0), ("ours", "compiled", "gpu", 2.0)]
+    table = pd.DataFrame(rows, columns=["method", "mode", "device", "ms"]).assign(model="m")
+    gain = steps.with_gains(table)["gain"]
+    assert gain.fillna(-1).tolist() == [1.0, 2.0, -1.0, 1.0, 1.5]
+
+
+def test_operations_are_counted_by_hand():
+    pipe = build("flux-dev", "cpu", tiny=True)
+    arguments = steps.inputs("flux-dev", pipe.transformer, torch.device("cpu"), tiny=True)
+    expected = 0
+    for layer in quantizable(pipe.transformer):
+        if layer.role == "act":
+            text = "add_" in layer.name or "_context" in layer.name
+            rows = 32 if layer.name.startswith("single") else 16  # 16 tokens of the image, 16 of the text
+            assert not text or rows == 16
+            expected += 2 * rows * layer.in_features * layer.out_features
+    assert steps.linear_operations(pipe.transformer, arguments) == expected
+
+
+def test_peers_name_their_bits():
+    assert {(peer.w_bits, peer.a_bits) for peer in PEERS.values()} == {(8, 8), (4, 8), (4, 16), (8, 16)}
