@@ -225,6 +225,7 @@ function render({ model, el }) {
   });
   model.on("change:status", () => { status.textContent = model.get("status"); });
   for (const name of ["model", "setting", "budget", "prompt", "painted", "live"]) model.on(`change:${name}`, () => draw());
+  draw(); // at once: the observer's first call comes a moment after the lists can be touched
   new ResizeObserver(() => draw()).observe(el);
 }
 
