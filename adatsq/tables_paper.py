@@ -27,7 +27,10 @@ COSTS = {
     "fisher_calls": "Fisher, calls",
     "group_calls": "group sizes, calls",
     "search_calls": "search, calls",
-    "quantize_peak_bytes": "peak, MB",
+    "quantize_peak_bytes": "weights, peak MB",
+    "search_peak_bytes": "search, peak MB",
+    "quantize_process_bytes": "weights, process MB",
+    "search_process_bytes": "search, process MB",
 }
 
 
@@ -195,8 +198,8 @@ def costs(scores: Scores, methods: tuple[str, ...]) -> pd.DataFrame:
     table = rows.pivot_table(index="name", columns="metric", values="value", aggfunc="first")
     names = [name for name in scores.show(["total"]).index if name in table.index]
     table = table.reindex(index=names, columns=[column for column in COSTS if column in table])
-    if "quantize_peak_bytes" in table:
-        table["quantize_peak_bytes"] /= 1e6
+    memory = [column for column in table if column.endswith("_bytes")]
+    table[memory] /= 1e6
     return table.rename(columns=COSTS)
 
 
