@@ -177,6 +177,14 @@ def run(setting: Setting, pipe: DiffusionPipeline, calibration: list[str], seed:
     return failed
 
 
+def wanted(widths: Sequence[int] = tuple(BUDGETS)) -> list[tuple[str, int, float]]:
+    """(method, w_bits, a_bits) of all rows at these widths, in the order of tables; full precision first."""
+    rows = [("fp", 16, 16.0)]
+    for w in widths:
+        rows += [(m, w, float(a)) for m in ORDER[1:] for a in (BUDGETS[w] if m in SEARCHED else (w,))]
+    return rows
+
+
 def missing(setting: Setting, weights: str, w_bits: int, steps: int) -> list[tuple[str, float]]:
     """(method, activation bits) of the rows on these weights that are wanted and not yet written."""
     rows = [(weights, float(w_bits))]
