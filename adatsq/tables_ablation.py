@@ -186,7 +186,7 @@ def alike(shares: pd.DataFrame) -> str:
     said = ", ".join(f"`{name}`" for name in same.index) or "none"
     return (
         f"the paper's shares average {average:.1f} bits; of the {len(rows)} policies picked for {nearest:g}, "
-        f"{len(same)} have each share within {100 * LIKE:.0f} points of the paper's: {said}"
+        f"with each share within {100 * LIKE:.0f} points of the paper's: {len(same)}, {said}"
     )
 
 
