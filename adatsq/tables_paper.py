@@ -50,9 +50,14 @@ def missing(scores: Scores | None, name: str, widths: tuple[int, ...] = (4, 3)) 
     return f"{name}: not measured yet: {'; '.join(absent)}. {command} measures them, on a GPU."
 
 
+def row_names(widths: tuple[int, ...] = (4, 3)) -> list[str]:
+    """Names of all rows that are to be measured, in the order of tables."""
+    return [m if m == "fp" else f"{m} W{w}A{a:g}" for m, w, a in wanted(widths)]
+
+
 def complete(table: pd.DataFrame, widths: tuple[int, ...] = (4, 3)) -> pd.DataFrame:
     """A table of rows by name, with a row for each that belongs there: what is not measured says so."""
-    names = [m if m == "fp" else f"{m} W{w}A{a:g}" for m, w, a in wanted(widths)]
+    names = row_names(widths)
     full = table.astype(object).reindex([*names, *(name for name in table.index if name not in names)])
     absent = ~full.index.isin(table.index)
     full.loc[absent] = ""

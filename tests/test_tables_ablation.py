@@ -120,6 +120,8 @@ def test_panels_have_the_same_rows(found):
     figure = plots_tables.panels({"a": rows, "b": rows.iloc[:1]}, "title", "dB")
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["tau 0.5, A3", "tau 2, A3"]
     assert len(figure.axes[1].collections[1].get_offsets()) == 1
+    figure = plots_tables.panels({"a": rows}, "title", "dB", order=["x", "tau 2, A3", "tau 0.5, A3"])
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["tau 2, A3", "tau 0.5, A3"]
     controls = found.over_controls("paper", 3.6)
     assert plots_tables.panels({"a": controls}, "title", "dB", by="search").legends
     plt.close("all")
