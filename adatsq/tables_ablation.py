@@ -135,7 +135,7 @@ def absent(ablation: Ablation, budget: float) -> str:
     rows = ablation.compared[ablation.compared.budget == budget]
     device = f", measured on {', '.join(sorted(set(rows.device)))}" if "device" in rows else ""
     names = [name for name in policy_names() if name not in set(rows.search)]
-    named = [name for name in names if not name.startswith("random")]
+    named = [f"`{name}`" for name in names if not name.startswith("random")]
     left = len(names) - len(named)
     named += [f"{left} of {RANDOM} random policies"] * (left > 0)
     line = f"{', '.join(f'{n:g}' for n in sorted(set(rows.n)))} held-out pictures{device}"
