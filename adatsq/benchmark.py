@@ -6,7 +6,8 @@ Every method draws the 553 evaluation prompts x 4 pictures from the same seeds, 
 2 clips, and is judged by the same judge. Calibration prompts never meet them: 32 for the Fisher information
 and the Hessians, 4 of these for the search, 32 others for its final check. Each method's pictures are scored
 and written before the next method starts; rows already written are skipped. With --shared, for a device that
-other work is on too, all is as always but seconds, which are left out. Of a run of at most 4 steps all paths
+other work is on too, all is as always but seconds, which are left out: what several methods need alike is
+then found once for all (`memory` of `quantize`). Of a run of at most 4 steps all paths
 of the search are followed as well, and its beams are held against the exact front.
 
     NAME-images.csv    a row per method and picture: passed (of a clip: each dimension), psnr, ssim
@@ -128,12 +129,16 @@ def run(setting: Setting, pipe: DiffusionPipeline, calibration: list[str], seed:
             said = score(setting, reference, reference, "fp", 16, 16.0, {"average_bits": 16.0})
             print(f"fp: {said}, drawn in {draw_s:.1f} s", flush=True)
 
+    found: dict = {}  # smoothing and branches, the same for methods that differ in their solver alone
+
     def weights(method: str, w_bits: int, rows: list[tuple[str, float]]) -> str:
         """Quantize once, then all rows on these weights."""
         alpha = fisher.alpha(tau=1.0) if method.startswith("adatsq") else None
         fisher_calls = trace.branches * len(trace) * len(trace.timesteps)  # each forward and backward
         pipe, options = setting.load(), {"blocks_per_pass": None, "batch_size": 32, "progress": False}
-        with peak_memory(setting.device) as peak, counted_calls(pipe.transformer) as calls:
+        if setting.shared:  # seconds that are told are those of all that a method needs
+            options["memory"] = found
+        with peak_memory(setting.device, "quantize") as peak, counted_calls(pipe.transformer) as calls:
             _, quantize_s = timed(WEIGHTS[method], pipe, trace, w_bits, w_bits, alpha, **options)
         facts = {
             "quantize_s": quantize_s,
@@ -170,6 +175,14 @@ def run(setting: Setting, pipe: DiffusionPipeline, calibration: list[str], seed:
         attempt(failed, f"{method} weights W{w_bits}", weights, method, w_bits, rows)
     tidy_tables(setting.path(""))
     return failed
+
+
+def wanted(widths: Sequence[int] = tuple(BUDGETS)) -> list[tuple[str, int, float]]:
+    """(method, w_bits, a_bits) of all rows at these widths, in the order of tables; full precision first."""
+    rows = [("fp", 16, 16.0)]
+    for w in widths:
+        rows += [(m, w, float(a)) for m in ORDER[1:] for a in (BUDGETS[w] if m in SEARCHED else (w,))]
+    return rows
 
 
 def missing(setting: Setting, weights: str, w_bits: int, steps: int) -> list[tuple[str, float]]:

@@ -1,5 +1,6 @@
 """What a quantized pipeline is and what it took: bytes, bits, multiplications, calls, memory."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,11 @@ from adatsq.arguments import argument_names, bind
 from adatsq.policy import act_layers
 from adatsq.storage import summary
 from adatsq.trace import Trace
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 def size(pipe: DiffusionPipeline) -> dict:
@@ -84,13 +90,19 @@ def counted_calls(transformer: nn.Module) -> Iterator[Calls]:
 
 
 @contextmanager
-def peak_memory(device: str) -> Iterator[dict]:
-    """Afterwards {"quantize_peak_bytes": most that tensors took at once}, all models on it included; on a
-    device other than CUDA nothing is known."""
+def peak_memory(device: str, task: str) -> Iterator[dict]:
+    """Afterwards, on CUDA, {f"{task}_peak_bytes": most that tensors took at once, all models included}.
+
+    On a CPU {f"{task}_process_bytes": most that the process held since it began}: Python and its libraries
+    are in it, and so is what came before; a system that does not tell it (Windows) leaves it out.
+    """
     found: dict = {}
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     yield found
     if cuda:
-        found["quantize_peak_bytes"] = torch.cuda.max_memory_allocated(device)
+        found[f"{task}_peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    elif resource is not None:
+        unit = 1 if sys.platform == "darwin" else 1024
+        found[f"{task}_process_bytes"] = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

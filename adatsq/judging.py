@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_all_start_methods, get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +63,12 @@ def task_of(pipe: DiffusionPipeline) -> Task:
 
 @functools.cache
 def _workers() -> ProcessPoolExecutor:
-    """Fresh processes: a fork of one that has used torch's threads can hang."""
-    return ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_start)
+    """Forks of a fresh process that has imported all: a fork of one that has used torch's threads can hang,
+    and fresh processes for all cores would each import for seconds. Where there are no forks, they do."""
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload([__name__])
+    return ProcessPoolExecutor(mp_context=context, initializer=_start)
 
 
 def _start() -> None:

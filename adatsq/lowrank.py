@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 ITERATIONS = 100
+ON_CPU = 512
 
 
 def low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -17,14 +18,17 @@ def low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
     The singular values are shared out evenly, so that neither factor is large. They come from the
     eigenvectors v of M^T M (or M M^T, if that is smaller) in float64, M v = s u: an SVD of the whole matrix
-    takes several times as long, on a GPU above all, and SVDQuant needs thousands.
+    takes several times as long, on a GPU above all, and SVDQuant needs thousands. Those of up to
+    ON_CPU channels are found on the CPU, in milliseconds: nothing in them fills a GPU, whose solver waits for
+    its other work many times.
     """
     if len(matrix) < matrix.shape[1]:
         up, down = low_rank(matrix.T, rank)
         return down.T.contiguous(), up.T.contiguous()
     m = matrix.double()
-    _, v = torch.linalg.eigh(m.T @ m)  # rising eigenvalues
-    v = v[:, -rank:].flip(1)
+    gram = m.T @ m
+    _, v = torch.linalg.eigh(gram.cpu() if len(gram) <= ON_CPU else gram)  # rising eigenvalues
+    v = v[:, -rank:].flip(1).to(m.device)
     su = m @ v
     root = su.norm(dim=0).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
     return _16_bits(root[:, None] * v.T), _16_bits(su / root)

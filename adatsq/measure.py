@@ -7,7 +7,8 @@ controls, the ablation at 3 and 4 bits. The benchmark, which takes times, has th
 after the other; all else runs one after the other for each model, the models side by side. With
 --side-by-side the benchmark does so too, which is faster and leaves seconds out. Each of these
 commands writes a row when it is measured and skips rows that are there; so this one can be ended at any time,
-by the clock or by hand, and goes on where it was when it is given again. Sizes, prompts and seeds are in the
+by the clock or by hand, and goes on where it was when it is given again. With --missing it runs nothing, and
+says which rows are not there yet. Sizes, prompts and seeds are in the
 commands' own help.
 """
 
@@ -23,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from adatsq.benchmark import commit_here
+from adatsq.lacking import said
 
 JOBS = {  # name: module and arguments; in the order in which they are wanted
     "benchmark": ("adatsq.benchmark",),
@@ -113,12 +115,17 @@ def main() -> None:
     parser.add_argument(
         "--side-by-side", action="store_true", help="the models' benchmarks too; they record no seconds"
     )
+    parser.add_argument("--missing", action="store_true", help="only say which rows are not measured yet")
     parser.add_argument("--commit", default=commit_here(), help="recorded with each row")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end. Give the same command again to go on"))
     models = args.models or sorted(f.parent for f in Path("data/models").glob("*/model_index.json"))
     if not models:
         parser.error("no models: data/models has none, and --models names none")
+    if args.missing:
+        for model in models:
+            print(*said(model, args.out, args.jobs), sep="\n")
+        return
     os.environ.setdefault("OMP_NUM_THREADS", "2")  # processes share the cores
     alone = [job for job in args.jobs if job in ALONE and not args.side_by_side]
     rest = [job for job in args.jobs if job not in alone]

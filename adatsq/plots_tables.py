@@ -88,14 +88,17 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def panels(tables: dict[str, pd.DataFrame], title: str, xlabel: str, by: str = "method") -> Figure:
+def panels(
+    tables: dict[str, pd.DataFrame], title: str, xlabel: str, by: str = "method", order: Sequence[str] = ()
+) -> Figure:
     """A panel per model, a line per row: dots with intervals, and zero. Rows as in `plots.differences`.
 
-    All panels have the same rows, those of any model in the order in which they come; one that a model lacks
-    stays empty in its panel. Several dots of a row stand below each other. by: the column that says what has
-    a colour, a method or, with a legend, a policy.
+    All panels have the same rows, those of any model in the order in which they come, or in a given order;
+    one that a model lacks stays empty in its panel. Several dots of a row stand below each other. by: the
+    column that says what has a colour, a method or, with a legend, a policy.
     """
     names = list(dict.fromkeys(name for table in tables.values() for name in table.row))
+    names.sort(key=lambda name: order.index(name) if name in order else len(order))
     long = max(map(len, names)) > 28
     figure, axes = plt.subplots(
         1, len(tables), figsize=(7.0, 1.1 + (0.3 if long else 0.22) * len(names)), sharey=True, squeeze=False

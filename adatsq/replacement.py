@@ -13,7 +13,7 @@ from adatsq.cuda.linear import PackedLinear
 from adatsq.inputs import Inputs, groups_of, inputs
 from adatsq.linear import QuantLinear
 from adatsq.models import Layer, quantizable
-from adatsq.scheme import Scheme, quantized, smoothed_scale
+from adatsq.scheme import Scheme, branch, quantized, smoothed_scale
 from adatsq.stored_layers import finish
 from adatsq.trace import Trace
 
@@ -44,6 +44,7 @@ def quantize(
     blocks_per_pass: int | None = 1,
     batch_size: int = 8,
     stream: bool = False,
+    memory: dict | None = None,
     progress: bool = True,
 ) -> DiffusionPipeline:
     """Replace the block linears of pipe.transformer by `QuantLinear`s, in place, and return the pipeline.
@@ -68,6 +69,8 @@ def quantize(
     stream: blocks are done one by one, in one forward pass of the trace in all (`hessians`), and each is
     replaced as soon as it is done, by `PackedLinear`s as `accelerate` makes them: memory falls from the
     first block on. What fails on the way then leaves a pipeline that is half done, to be loaded again.
+    memory: an empty dict, which is filled with the smoothing and the branches that were found; given again,
+    with the same model and trace, they are not searched for again: solvers and alpha have no part in them.
 
     Raises ValueError for a pipeline that is quantized already, bits outside 2..8 and 16, an unknown solver,
     "gptq" or smoothing without a trace, "rtn" with an alpha, options that exclude each other, and what
@@ -131,10 +134,18 @@ def quantize(
     schemes = {layer.name: scheme(layer) for layer in layers}
     _check_groups(layers, schemes)
 
-    factors = {}
+    memory, factors, exponents = {} if memory is None else memory, {}, ()
     if smoothing is not None and changes:
-        exponents = [(smoothing, 1 - smoothing)] if isinstance(smoothing, (int, float)) else list(smoothing)
-        factors = _smoothing(linears, schemes, stats, exponents)
+        exponents = ((smoothing, 1 - smoothing),) if isinstance(smoothing, (int, float)) else tuple(smoothing)
+        factors = _smoothing(linears, schemes, stats, exponents, memory)
+
+    def pair(name: str) -> tuple[Tensor, Tensor] | None:
+        if not schemes[name].rank:
+            return None
+        key = name, schemes[name], exponents, name in stats.rows
+        if key not in memory:
+            memory[key] = branch(linears[name], schemes[name], factors.get(name), stats.rows.get(name))
+        return memory[key]
 
     if calibrated:
         blocks = hessians(
@@ -153,9 +164,8 @@ def quantize(
                         schemes[name],
                         hessian,
                         factors.get(name),
-                        stats.rows.get(name),
-                        name,
-                        iterate=name in stats.rows,
+                        name=name,
+                        pair=pair(name),
                     )
                 except (FloatingPointError, ValueError) as error:
                     raise type(error)(f"layer {name}: {error}") from error
@@ -177,20 +187,23 @@ def _smoothing(
     schemes: dict[str, Scheme],
     stats: Inputs,
     exponents: Sequence[tuple[float, float]],
+    memory: dict,
 ) -> dict[str, Tensor]:
-    """{layer: s}, one s for all that share an input."""
+    """{layer: s}, one s for all that share an input; what is not in `memory` is put into it."""
     found = {}
     with torch.no_grad():
         for group in groups_of(stats.shared, list(stats.largest)):
-            first = group[0]
-            s = smoothed_scale(
-                [linears[name] for name in group],
-                [schemes[name] for name in group],
-                stats.largest[first],
-                exponents,
-                stats.rows[first],
-            )
-            found.update(dict.fromkeys(group, s))
+            first, of_each = group[0], tuple(schemes[name] for name in group)
+            key = group, of_each, exponents
+            if key not in memory:
+                memory[key] = smoothed_scale(
+                    [linears[name] for name in group],
+                    of_each,
+                    stats.largest[first],
+                    exponents,
+                    stats.rows[first],
+                )
+            found.update(dict.fromkeys(group, memory[key]))
     return found
 
 

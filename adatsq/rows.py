@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 import adatsq
 from adatsq.candidates import LADDER, SHARES
 from adatsq.evaluate import generate, psnr, ssim
-from adatsq.facts import activation_bits, counted_calls
+from adatsq.facts import activation_bits, counted_calls, peak_memory
 from adatsq.files import write_text
 from adatsq.judging import Task
 from adatsq.lagrangian import search_policies
@@ -85,7 +85,7 @@ def at_searched_bits(
     shares = SEARCHED[method][1]
     kind, options = ("lagrangian", {}) if shares is None else ("paper", {"shares": shares[w_bits], "beam": 4})
     options |= {"budget": budget, "images": list(SEARCH), "progress": False}
-    with counted_calls(pipe.transformer) as calls:
+    with peak_memory(setting.device, "search") as peak, counted_calls(pipe.transformer) as calls:
         result = search_policies(pipe, trace, fisher, kind, **options)
     policy, judge_s = timed(result.pick, budget, lambda policy: check(setting, pipe, policy))
     key = {"method": method, "w_bits": w_bits, "budget": budget}
@@ -101,6 +101,7 @@ def at_searched_bits(
         "search_calls": calls.rows if kind == "paper" else result.calls * trace.branches,
         "judge_s": judge_s,
         "front_paths": len(result.front),
+        **peak,
     }
     return score(setting, images, reference, method, w_bits, budget, {**facts, **found})
 

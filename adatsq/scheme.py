@@ -47,10 +47,12 @@ def quantized(
     rows: Tensor | None = None,
     name: str = "",
     iterate: bool = True,
+    pair: tuple[Tensor, Tensor] | None = None,
 ) -> QuantLinear:
     """The layer with integer weights: by GPTQ if there is a hessian (of x, (in, in)), else to the nearest.
 
-    smoothing: s (in,). rows: inputs (n, in), for which the low-rank branch is improved (if `iterate`).
+    smoothing: s (in,). pair: down and up of the low-rank branch, if `branch` has found them already; else
+    rows and iterate are as there.
     """
     matrix = linear.weight.detach()
     if smoothing is not None:
@@ -58,22 +60,31 @@ def quantized(
         hessian = None if hessian is None else hessian / smoothing / smoothing[:, None]
     down = up = None
     if scheme.rank:
-        if iterate:
-            nearest = replace(scheme, rank=0)
-
-            def rounded(rest: Tensor) -> Tensor:
-                return _back(_integers(rest, nearest, None), nearest)
-
-            def error(down: Tensor, up: Tensor) -> float:
-                parts = _integers(matrix.float() - up @ down, nearest, None)
-                return output_error([linear], [_module(linear, parts, scheme, smoothing, down, up)], rows)
-
-            down, up = decompose(matrix.float(), scheme.rank, rounded, error)
-        else:
-            down, up = low_rank(matrix, scheme.rank)
+        down, up = pair or branch(linear, scheme, smoothing, rows if iterate else None)
         matrix = matrix.float() - up @ down
     parts = _integers(matrix, scheme, hessian, linear.weight.dtype)
     return _module(linear, parts, scheme, smoothing, down, up, name)
+
+
+def branch(
+    linear: nn.Linear, scheme: Scheme, smoothing: Tensor | None = None, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """down (rank, in), up (out, rank) of a layer's low-rank branch, improved for inputs rows (n, in) if there
+    are any. The weights that it is improved with are rounded to the nearest, whatever the solver is later."""
+    matrix = linear.weight.detach()
+    matrix = matrix if smoothing is None else matrix.float() * smoothing
+    if rows is None:
+        return low_rank(matrix, scheme.rank)
+    nearest = replace(scheme, rank=0)
+
+    def rounded(rest: Tensor) -> Tensor:
+        return _back(_integers(rest, nearest, None), nearest)
+
+    def error(down: Tensor, up: Tensor) -> float:
+        parts = _integers(matrix.float() - up @ down, nearest, None)
+        return output_error([linear], [_module(linear, parts, scheme, smoothing, down, up)], rows)
+
+    return decompose(matrix.float(), scheme.rank, rounded, error)
 
 
 def smoothed_scale(

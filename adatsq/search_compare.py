@@ -8,7 +8,8 @@ places, 8 bits for the first or the last steps until the budget is spent, bits t
 the same for all layers. What each spends is in average_bits; the beam often spends less. Weights by Hadamard
 rotation and GPTQ. All draw the same held-out pictures, and are compared picture by picture.
 NAME-search-compare.csv has a row per policy, and NAME-search-compare-pictures.csv one per policy and picture.
-Both are written as soon as a policy has been drawn; policies that are there are skipped.
+Both are written as soon as a policy has been drawn; policies that are there are skipped. Rows of fewer
+pictures, of a smaller run, are measured again and replaced.
 """
 
 import argparse
@@ -53,8 +54,9 @@ EQUAL = {f"{name}, equal calls": name for name in SEARCHES if name.startswith(PA
 KEY = ["search", "w_bits", "budget"]
 COLUMNS = (
     "model search w_bits budget average_bits flop_weighted_bits error calls search_s candidate psnr n gain "
-    "gain_se hypervolume beam commit device"
+    "gain_se hypervolume beam commit device steps calibration"
 ).split()
+BUDGETS, RANDOM, HELD_OUT = (3.1, 3.6), 20, 32  # of the command, unless it is told others
 
 
 def controls(
@@ -73,6 +75,18 @@ def controls(
     yield "static over time", np.repeat(static, steps, axis=0)
     over_time = allocate(carried.sum(1, keepdims=True), A_BITS, budget)
     yield "same for all layers", np.repeat(over_time, layers, axis=1)
+
+
+def missing(path: Path, w_bits: int, budget: float, random: int, pictures: int) -> list[str]:
+    """Policies of this budget that the file at `path` lacks, or has of other pictures, in their order."""
+    place = {"w_bits": w_bits, "budget": budget, "n": pictures}
+    return [name for name in policy_names(random) if stored(path, search=name, **place).empty]
+
+
+def policy_names(random: int = RANDOM) -> list[str]:
+    """All policies of a budget, in the order in which they are measured."""
+    others = [name for name, _ in controls(np.ones((1, 1, len(A_BITS))), np.full((1, 1), 3), 3, random)]
+    return [*SEARCHES, *EQUAL, *others, *(f"uniform {bits}" for bits in A_BITS[:2])]
 
 
 def worst_error(pipe: DiffusionPipeline, trace: Trace, images: Sequence[int]) -> float:
@@ -113,26 +127,23 @@ def compare(
 
     The pipeline comes in full precision and leaves quantised, if there is anything to measure. gain: mean
     difference to "paper" at the same budget, of the same pictures, with its standard error over prompts.
-    hypervolume: of the search's front (`front_share`). origin: commit and device of the rows. ValueError if
-    the file has rows of other pictures.
+    hypervolume: of the search's front (`front_share`). origin: commit and device of the rows; steps and
+    calibration are the run's length and its calibration pictures. ValueError if the file has rows of more
+    pictures; those of fewer count as not measured.
     """
     path, of_pictures = (Path(f"{name}-search-compare{suffix}.csv") for suffix in ("", "-pictures"))
     images = list(SEARCHED)[: len(trace)]
     uniform = {f"uniform {bits}": Policy.of(trace, bits).bits for bits in A_BITS[:2]}
-    plain = np.full((*uniform["uniform 3"].shape, len(A_BITS)), 1.0)
-    names = [*SEARCHES, *EQUAL, *(n for n, _ in controls(plain, uniform["uniform 3"], 3, random)), *uniform]
     before = stored(path, w_bits=w_bits)
-    if len(before) and (before.n != len(held)).any():
+    if len(before) and (before.n > len(held)).any():
         raise ValueError(
             f"{path} has rows of {sorted(set(before.n))} pictures, this run has {len(held)}: delete it, or "
             "choose another --out"
         )
-    lacking = {
-        budget: [n for n in names if stored(path, search=n, w_bits=w_bits, budget=budget).empty]
-        for budget in budgets
-    }
+    lacking = {budget: missing(path, w_bits, budget, random, len(held)) for budget in budgets}
     if not any(lacking.values()):
         return stored(path)
+    origin = {**(origin or {}), "steps": len(trace.timesteps), "calibration": len(trace)}
     fisher = temporal_fisher(pipe, trace, batch_size=16, progress=progress)
     hadamard_gptq(pipe, trace, w_bits, blocks_per_pass=None, batch_size=16, progress=progress)
     common = {"images": images, "progress": progress}
@@ -162,7 +173,7 @@ def compare(
             "n": len(values),
             "gain": 0.0 if gains is None else gains.mean(),
             "gain_se": 0.0 if gains is None else gains.sem(),
-            **(origin or {}),
+            **origin,
         }
         append(path, pd.DataFrame([row]).reindex(columns=COLUMNS), KEY)
 
@@ -202,11 +213,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, help="denoising steps; by default the model's own")
     parser.add_argument("--w-bits", type=int, default=3)
-    parser.add_argument("--budgets", type=float, nargs="+", default=(3.1, 3.6))
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
     parser.add_argument("--calibration", type=int, default=16, help="first prompts of the file")
-    parser.add_argument("--held-out", type=int, default=32, help="last prompts of the file")
+    parser.add_argument("--held-out", type=int, default=HELD_OUT, help="last prompts of the file")
     parser.add_argument("--seeds", type=int, default=1, help="pictures of each held-out prompt")
-    parser.add_argument("--random", type=int, default=20, help="random policies a budget")
+    parser.add_argument("--random", type=int, default=RANDOM, help="random policies a budget")
     parser.add_argument("--commit", default=commit_here(), help="recorded with each row")
     args = parser.parse_args()
     pipe = load_pipeline(args.model, torch_dtype=torch.float32, device=args.device)

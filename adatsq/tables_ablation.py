@@ -9,10 +9,12 @@ import pandas as pd
 
 from adatsq.evaluate import intervals
 from adatsq.results import SEED
+from adatsq.search_compare import RANDOM, policy_names
 
 ABLATION = "`python -m adatsq.ablation --model data/models/{}`"
 COMPARE = "`python -m adatsq.search_compare --model data/models/{}`"
 PAPER_SHARES = {3: 0.8, 4: 0.1, 8: 0.1}  # of bits in the paper's policies, as it reports them
+LIKE = 0.05  # of all entries: shares of bits that differ by no more are called alike
 CONTROLS = {  # in NAME-search-compare.csv, from none to one kind of freedom
     "uniform 3": "3 bits everywhere",
     "random": "random places",
@@ -128,6 +130,18 @@ def missing(found: list[Ablation]) -> str:
     return "; ".join(lines) + "." if lines else "All files are stored."
 
 
+def absent(ablation: Ablation, budget: float) -> str:
+    """What the searches and controls of this budget are of, and which are not measured. No full stop."""
+    rows = ablation.compared[ablation.compared.budget == budget]
+    device = f", measured on {', '.join(sorted(set(rows.device)))}" if "device" in rows else ""
+    names = [name for name in policy_names() if name not in set(rows.search)]
+    named = [f"`{name}`" for name in names if not name.startswith("random")]
+    left = len(names) - len(named)
+    named += [f"{left} of {RANDOM} random policies"] * (left > 0)
+    line = f"{', '.join(f'{n:g}' for n in sorted(set(rows.n)))} held-out pictures{device}"
+    return f"{line}; not measured: {', '.join(named)}" if named else line
+
+
 def verdict(rows: pd.DataFrame) -> str:
     """Which rows (row, value, ci_low, ci_high) are above zero, which below, and how many are neither."""
     said = []
@@ -157,6 +171,23 @@ def picked(ablation: Ablation) -> pd.DataFrame:
     table = pd.DataFrame(columns)
     table.index = [f"{name}, {budget:g} bits" for name, budget in table.index]
     return table
+
+
+def alike(shares: pd.DataFrame) -> str:
+    """Which policies have the paper's shares, each within LIKE of all entries. No full stop.
+
+    A policy whose average is far from theirs cannot: only those of the budget nearest to it are looked at.
+    """
+    average = sum(bits * share for bits, share in PAPER_SHARES.items())
+    budgets = {name: float(name.split(", ")[-1].split()[0]) for name in shares.index}
+    nearest = min(budgets.values(), key=lambda budget: abs(budget - average))
+    rows = shares[[budgets[name] == nearest for name in shares.index]]
+    same = rows[((rows - pd.Series(PAPER_SHARES)).abs() <= LIKE + 1e-9).all(axis=1)]
+    said = ", ".join(f"`{name}`" for name in same.index) or "none"
+    return (
+        f"the paper's shares average {average:.1f} bits; of the {len(rows)} policies picked for {nearest:g}, "
+        f"with each share within {100 * LIKE:.0f} points of the paper's: {len(same)}, {said}"
+    )
 
 
 def distances(shares: pd.DataFrame) -> Iterator[tuple[str, float]]:

@@ -8,12 +8,12 @@ import re
 import pandas as pd
 from scipy.stats import kendalltau
 
-from adatsq.benchmark import BUDGETS
+from adatsq.benchmark import wanted
 from adatsq.pareto import non_dominated
 from adatsq.results import ORDER
-from adatsq.rows import SEARCHED
 from adatsq.tables import Scores
 
+NOT_MEASURED = "not measured"
 COMMAND = "`python -m adatsq.benchmark --model data/models/{}`"
 UNIFORM = ("fp", "rtn", "hadamard", "hadamard+gptq", "adatsq-weights")  # all activations at the row's bits
 COSTS = {
@@ -27,7 +27,10 @@ COSTS = {
     "fisher_calls": "Fisher, calls",
     "group_calls": "group sizes, calls",
     "search_calls": "search, calls",
-    "quantize_peak_bytes": "peak, MB",
+    "quantize_peak_bytes": "weights, peak MB",
+    "search_peak_bytes": "search, peak MB",
+    "quantize_process_bytes": "weights, process MB",
+    "search_process_bytes": "search, process MB",
 }
 
 
@@ -37,14 +40,29 @@ def missing(scores: Scores | None, name: str, widths: tuple[int, ...] = (4, 3)) 
     if scores is None:
         return f"{name}: no rows are stored; {command} measures them, on a GPU."
     lacking: dict[tuple[str, ...], list[str]] = {}
+    names, rows = set(scores.table.name), wanted(widths)[1:]
     for method in ORDER[1:]:
-        wanted = [(w, a) for w in widths for a in (BUDGETS[w] if method in SEARCHED else (w,))]
-        bits = [f"W{w}A{a:g}" for w, a in wanted if f"{method} W{w}A{a:g}" not in set(scores.table.name)]
+        bits = [f"W{w}A{a:g}" for m, w, a in rows if m == method and f"{m} W{w}A{a:g}" not in names]
         lacking.setdefault(tuple(bits), []).append(method)
     absent = [f"{', '.join(methods)} ({' and '.join(bits)})" for bits, methods in lacking.items() if bits]
     if not absent:
         return f"{name}: every method is measured."
-    return f"{name}: not measured yet, and so absent: {'; '.join(absent)}. {command} measures them, on a GPU."
+    return f"{name}: not measured yet: {'; '.join(absent)}. {command} measures them, on a GPU."
+
+
+def row_names(widths: tuple[int, ...] = (4, 3)) -> list[str]:
+    """Names of all rows that are to be measured, in the order of tables."""
+    return [m if m == "fp" else f"{m} W{w}A{a:g}" for m, w, a in wanted(widths)]
+
+
+def complete(table: pd.DataFrame, widths: tuple[int, ...] = (4, 3)) -> pd.DataFrame:
+    """A table of rows by name, with a row for each that belongs there: what is not measured says so."""
+    names = row_names(widths)
+    full = table.astype(object).reindex([*names, *(name for name in table.index if name not in names)])
+    absent = ~full.index.isin(table.index)
+    full.loc[absent] = ""
+    full.loc[absent, full.columns[0]] = NOT_MEASURED
+    return full
 
 
 def stacked(table: pd.DataFrame) -> pd.DataFrame:
@@ -195,8 +213,8 @@ def costs(scores: Scores, methods: tuple[str, ...]) -> pd.DataFrame:
     table = rows.pivot_table(index="name", columns="metric", values="value", aggfunc="first")
     names = [name for name in scores.show(["total"]).index if name in table.index]
     table = table.reindex(index=names, columns=[column for column in COSTS if column in table])
-    if "quantize_peak_bytes" in table:
-        table["quantize_peak_bytes"] /= 1e6
+    memory = [column for column in table if column.endswith("_bytes")]
+    table[memory] /= 1e6
     return table.rename(columns=COSTS)
 
 

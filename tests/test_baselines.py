@@ -9,10 +9,11 @@ import pytest
 import scipy.linalg
 import torch
 
-from adatsq import baselines, io, mixed, recipes, storage
+from adatsq import baselines, io, mixed, recipes, scheme, storage
 from adatsq.baselines import METHODS
 from adatsq.inputs import inputs
 from adatsq.linear import QuantLinear
+from adatsq.lowrank import low_rank
 from adatsq.models import load_pipeline, quantizable
 from adatsq.rotation import signs
 from adatsq.smoothing import GRID, best_scale, smoothing_scale
@@ -143,6 +144,42 @@ def test_svdquant_is_its_formula(name, tiny_folder, trace, full):
     assert (
         difference.mean() < 0.02 * (expected - answer(linear, x, linear.weight.double())).abs().mean() + 1e-6
     )
+
+
+def test_the_branch_is_the_best_of_its_rank():
+    """Against the singular value decomposition in float64 (Eckart, Young): no matrix of rank r is nearer."""
+    for shape in ((40, 24), (24, 40)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+        best = (u[:, :5] * s[:5]) @ v[:5]
+        down, up = low_rank(matrix, 5)
+        assert down.shape == (5, shape[1]) and up.shape == (shape[0], 5)
+        found = up.double() @ down.double()  # of factors in 16 bits, 8 of which are the mantissa's
+        assert (found - best).norm() < 2**-8 * best.norm()
+        assert ((matrix - found).norm() ** 2).item() == pytest.approx((s[5:] ** 2).sum().item(), rel=1e-3)
+
+
+def test_what_is_remembered_is_what_would_be_found(tiny_folder, trace, alpha, monkeypatch):
+    """SVDQuant, then two methods on its smoothing and branches: the same to the bit, without their search."""
+    names = ("svdquant", "svdquant+gptq", "adatsq+svdquant")
+    memory, fresh, remembered, searches = {}, {}, {}, []
+    best = scheme.best_scale
+    monkeypatch.setattr(scheme, "best_scale", lambda *args: searches.append(1) or best(*args))
+    monkeypatch.setattr(baselines, "GRID", GRID[::13])
+    for found, options in ((fresh, {}), (remembered, {"memory": memory})):
+        for name in names:
+            pipe = METHODS[name](load_pipeline(tiny_folder), trace, 3, 3, alpha, progress=False, **options)
+            found[name] = pipe.transformer.state_dict()
+            if found is remembered and name == names[0]:
+                searches.clear()
+    assert not searches and memory
+    for name in names:
+        assert fresh[name].keys() == remembered[name].keys()
+        assert all(torch.equal(fresh[name][part], remembered[name][part]) for part in fresh[name])
+    layer = f"{TO_Q}.codes"  # the solvers do differ
+    assert not torch.equal(remembered[names[0]][layer], remembered[names[1]][layer])
+    pipe = METHODS[names[0]](load_pipeline(tiny_folder), trace, 4, 4, alpha, progress=False, memory=memory)
+    assert searches and pipe.transformer.get_submodule(TO_Q).w_bits == 4  # other bits are another search
 
 
 @pytest.mark.parametrize("base", ["plain", "smoothquant", "svdquant"])

@@ -96,6 +96,19 @@ def test_only_what_is_missing_runs_again(run_all, pictures, monkeypatch):
     assert image_rows[0] == image_rows[1]
 
 
+def test_beside_other_work_what_is_found_once_gives_the_same_pictures(run_all, pictures, tmp_path):
+    """With --shared smoothing and branches serve all methods on them: no seconds, and not a pixel else."""
+    methods = ["svdquant", "svdquant+gptq"]
+    run_all("flux", "--limit", "4", "--pictures", "2", "--shared", "--methods", "fp", *methods, out=tmp_path)
+    shared, alone = (pd.read_csv(folder / "tiny-images.csv") for folder in (tmp_path, pictures))
+    alone = alone[alone.method.isin(["fp", *methods])]
+    order = [*KEY, "prompt", "picture"]
+    shared, alone = (table.sort_values(order).reset_index(drop=True) for table in (shared, alone))
+    pd.testing.assert_frame_equal(shared, alone)
+    facts = pd.read_csv(tmp_path / "tiny-facts.csv")
+    assert facts.filter(regex="_s$").isna().all(axis=None) and facts.transformer_bytes.count() == 4
+
+
 def test_a_row_that_fails_is_named_and_the_others_go_on(run_all, monkeypatch, tmp_path, capsys):
     def broken(*args, **options):
         raise ValueError("broken on purpose")
@@ -196,7 +209,11 @@ def test_shared_rows_have_all_but_seconds(run_all, pictures, tmp_path):
     seconds = [column for column in shared if column.endswith("_s")]
     assert {"quantize_s", "search_s", "judge_s", "record_s", "fisher_s", "group_s"} <= set(seconds)
     assert shared[seconds].isna().all(axis=None)
-    rest = shared.drop(columns=seconds)
+    memory = ["quantize_process_bytes", "search_process_bytes"]  # of the process, with all that it did before
+    method = shared.index.get_level_values("method")
+    assert shared.quantize_process_bytes[method == "q-dit"].gt(0).all()
+    assert shared.search_process_bytes[method == "adatsq"].gt(0).all()
+    rest = shared.drop(columns=[*seconds, *memory])
     pd.testing.assert_frame_equal(rest, alone.loc[rest.index, rest.columns], check_dtype=False)
     table = pd.read_csv(tmp_path / "tiny.csv")
     assert not table.metric.str.endswith("_s").any() and "search_calls" in set(table.metric)

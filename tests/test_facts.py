@@ -1,5 +1,8 @@
 """Facts of a quantized pipeline against counts of another kind."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -84,7 +87,20 @@ def test_calls_are_counted_in_rows_and_in_copies_too(family_pipe, family):
     assert calls.rows == branches * steps * (2 + layers + 2)
 
 
-def test_no_peak_is_claimed_on_the_cpu():
-    with facts.peak_memory("cpu") as peak:
+def test_memory_of_a_cpu_is_that_of_the_process_and_called_so():
+    with facts.peak_memory("cpu", "search") as peak:
         pass
-    assert peak == {}
+    assert set(peak) == {"search_process_bytes"}  # no peak of tensors is claimed
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux says the same elsewhere, in KiB
+        high = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
+        assert peak["search_process_bytes"] == pytest.approx(high, rel=0.02)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_memory_of_a_gpu_is_that_of_tensors_at_their_most():
+    with facts.peak_memory("cuda", "search") as peak:
+        large = torch.ones(2**24, device="cuda")
+        held = torch.cuda.memory_allocated()
+        del large
+    assert set(peak) == {"search_peak_bytes"} and peak["search_peak_bytes"] >= held >= 2**26

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from adatsq import measure
@@ -96,6 +97,49 @@ if __name__ == "__main__":
     process.kill()
     process.wait()
     assert wait_for(lambda: not alive(int(pid.read_text())), 20)
+
+
+def test_missing_rows_are_listed_and_nothing_runs(tmp_path, monkeypatch, capsys):
+    model, out = tmp_path / "m", tmp_path / "out"
+    model.mkdir()
+    out.mkdir()
+    (model / "sampling.json").write_text('{"num_inference_steps": 10}')
+    monkeypatch.setattr(measure, "run", None)
+    command = ["measure", "--missing", "--models", str(model), "--out", str(out)]
+
+    def lines():
+        monkeypatch.setattr(sys, "argv", command)
+        measure.main()
+        return dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+
+    said = lines()
+    assert list(said) == [f"m {job}" for job in measure.JOBS]
+    assert said["m benchmark"].startswith(
+        "43 missing: fp; rtn W4A4;"
+    )  # 19 methods at two widths, 4 more budgets
+    assert said["m search"].startswith(
+        "64 missing: paper at 3.1;"
+    )  # 4 searches, 2 wider, 26 controls, two budgets
+    assert said["m ablation-w3"].endswith(
+        "runs of 4 steps; runs of 10 steps"
+    )  # none longer than the model's own
+    facts = [("fp", 16, 16.0), ("rtn", 4, 4.0), ("adatsq", 3, 3.1), ("hqq", 4, 16.0)]
+    table = pd.DataFrame(facts, columns=["method", "w_bits", "a_bits"])
+    table.to_csv(out / "m-facts.csv", index=False)
+    again = lines()
+    gone = {
+        job: set(said[job].split(": ")[1].split("; ")) - set(again[job].split(": ")[1].split("; "))
+        for job in said
+    }
+    assert gone["m benchmark"] == {"fp", "rtn W4A4", "adatsq W3A3.1"} and gone["m peers"] == {"hqq W4A16"}
+    rows = {"search": ["paper", "lagrangian"], "w_bits": 3, "budget": 3.1, "n": [32, 8]}
+    pd.DataFrame(rows).to_csv(out / "m-search-compare.csv", index=False)
+    assert lines()["m search"].startswith(
+        "63 missing: paper, ladder at 3.1; lagrangian at 3.1;"
+    )  # 8 are too few
+    run = {"part": "run", "setting": "X: 10 steps, 8 calibration, 8 held out", "w_bits": 16, "a_bits": 16.0}
+    pd.DataFrame([run]).to_csv(out / "m-ablation.csv", index=False)
+    assert "to be deleted before a larger run" in lines()["m ablation-w4"]
 
 
 @pytest.mark.parametrize(("options", "alone"), [([], ["x benchmark"]), (["--side-by-side"], [])])

@@ -59,6 +59,24 @@ def test_only_what_is_missing_is_measured(tiny_pipe, traces, tmp_path, monkeypat
     assert (tmp_path / "tiny-search-compare-pictures.csv").read_text() == pictures
 
 
+def test_a_larger_run_replaces_a_smaller_one(tiny_folder, traces, tmp_path):
+    """Row by row, each with its pictures; what it ends with is what it would have found alone."""
+    (trace, held), load = traces, search_compare.load_pipeline
+    sizes = {"few": held.subset([0, 1]), "all": held}
+    for folder, runs in {"alone": ["all"], "after": ["few", "all"]}.items():
+        (tmp_path / folder).mkdir()
+        for run in runs:
+            name = tmp_path / folder / "tiny"
+            table = compare(load(tiny_folder), trace, sizes[run], 4, [BUDGET], name, random=1, progress=False)
+            assert set(table.n) == {len(sizes[run])} and set(table.calibration) == {4}
+            assert set(table.steps) == {2}
+    for file in ("search-compare", "search-compare-pictures"):
+        alone, after = (pd.read_csv(tmp_path / f / f"tiny-{file}.csv") for f in ("alone", "after"))
+        pd.testing.assert_frame_equal(
+            alone.drop(columns="search_s", errors="ignore"), after.drop(columns="search_s", errors="ignore")
+        )
+
+
 def test_a_control_that_is_missing_comes_back_the_same(tiny_folder, traces, tmp_path):
     options = {"random": 1, "progress": False}
     load = search_compare.load_pipeline

@@ -1,11 +1,13 @@
 """What the ablation and the controls stored, as tables, figures and sentences."""
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from adatsq import plots_tables, tables_ablation
+from adatsq import plots_tables, search_compare, tables_ablation
 
 
 @pytest.fixture
@@ -78,6 +80,30 @@ def test_shares_and_how_many_entries_would_have_to_change(found):
     plt.close("all")
 
 
+def test_only_policies_of_the_papers_average_can_be_like_it():
+    """80 / 10 / 10 are 3.6 bits: a policy at 3.1 cannot have these shares, whatever it is."""
+    shares = {
+        "paper, 3.1 bits": (0.98, 0.01, 0.01),
+        "near, 3.6 bits": (0.84, 0.06, 0.1),  # four points off in two
+        "lagrangian, flops, 3.6 bits": (0.74, 0.16, 0.1),  # six
+    }
+    table = pd.DataFrame.from_dict(shares, orient="index", columns=[3, 4, 8])
+    said = tables_ablation.alike(table)
+    assert said.startswith("the paper's shares average 3.6 bits; of the 2 policies picked for 3.6, ")
+    assert said.endswith("within 5 points of the paper's: 1, `near, 3.6 bits`")
+    assert tables_ablation.alike(table.drop("near, 3.6 bits")).endswith("the paper's: 0, none")
+
+
+def test_policies_that_are_not_measured_are_named(found):
+    compared = found.compared.assign(n=2, device="a device")
+    said = tables_ablation.absent(replace(found, compared=compared), 3.6)
+    start = "2 held-out pictures, measured on a device; not measured: `paper, ladder`, `lagrangian`, "
+    assert said.startswith(start) and "static" not in said
+    assert said.endswith("`uniform 3`, `uniform 4`, 18 of 20 random policies")
+    names = pd.DataFrame({"search": search_compare.policy_names(), "budget": 3.6, "n": 32})
+    assert tables_ablation.absent(replace(found, compared=names), 3.6) == "32 held-out pictures"
+
+
 def test_errors_along_and_at_the_end_of_runs(found):
     last = tables_ablation.last_errors(found.steps)
     assert last["paper"].to_dict() == {2: pytest.approx(0.4), 3: pytest.approx(0.6)}
@@ -93,6 +119,8 @@ def test_panels_have_the_same_rows(found):
     figure = plots_tables.panels({"a": rows, "b": rows.iloc[:1]}, "title", "dB")
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["tau 0.5, A3", "tau 2, A3"]
     assert len(figure.axes[1].collections[1].get_offsets()) == 1
+    figure = plots_tables.panels({"a": rows}, "title", "dB", order=["x", "tau 2, A3", "tau 0.5, A3"])
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["tau 2, A3", "tau 0.5, A3"]
     controls = found.over_controls("paper", 3.6)
     assert plots_tables.panels({"a": controls}, "title", "dB", by="search").legends
     plt.close("all")

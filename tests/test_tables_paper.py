@@ -115,6 +115,19 @@ def test_missing_rows_and_their_command(scores):
     )
 
 
+def test_a_table_says_which_of_its_rows_are_not_measured(scores):
+    table = scores.show(["total", "psnr"])
+    full = tables_paper.complete(table)
+    assert full.loc[table.index].equals(table.astype(object))
+    absent = full[~full.index.isin(table.index)]
+    assert {"smoothquant W4A4", "svdquant W3A3", "adatsq W3A3.1", "adatsq W3A3.6"} <= set(absent.index)
+    assert set(absent.iloc[:, 0]) == {"not measured"} and set(absent.iloc[:, 1]) == {""}
+    assert len(full) == 1 + 2 * len(ORDER[1:]) + 4  # four searched methods, two budgets at three bits
+    assert list(full.index[:3]) == ["fp", "rtn W4A4", "smoothquant W4A4"]
+    four = tables_paper.complete(table, (4,))
+    assert set(four.index) == {name for name in full.index if "W3" not in name}
+
+
 def test_sizes_follow_from_bytes_and_bits(scores):
     row = tables_paper.saved(scores).loc["adatsq W4A4"]
     assert row["parameters, M"] == pytest.approx(2000 / 1e6)  # 1000 bytes of 4 bits each
