@@ -26,6 +26,12 @@ def test_it_runs_and_writes_its_table(tmp_path, capsys):
     benchmark.main(["--shapes", "--cpu", "--only", "tiny", "--output", str(file)])
     table = pd.read_csv(file)
     assert {"unpack", "product", "linear, whole", "bf16 linear", "rotate, scale, round"} <= set(table["part"])
+    few = table[table["name"] == "tiny modulation"].set_index("part")
+    assert (
+        few.at["linear, whole", "bytes"] == 128 * 48 / 2 + 2 * 2 * 48
+        and few.at["bf16 linear", "bytes"] == 2 * 128 * 48
+    )
+    assert few["gain"].notna().tolist() == [False, True]
     assert (table["ms"] > 0).all() and (table["floor_ms"] > 0).all()
     assert table[["device", "torch", "copy_bandwidth"]].notna().all(axis=None)
     assert "no CUDA, the reference in plain torch" in capsys.readouterr().out
@@ -34,7 +40,7 @@ def test_it_runs_and_writes_its_table(tmp_path, capsys):
 def test_an_unknown_shape_is_named(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["--shapes", "--cpu", "--only", "nothing"])
-    assert "no shape's name contains 'nothing': Flux qkv" in capsys.readouterr().err
+    assert "no shape's name contains 'nothing': tiny, odd, tiny modulation" in capsys.readouterr().err
 
 
 def test_the_median_is_of_calls_after_the_warm_up():

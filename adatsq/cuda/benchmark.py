@@ -17,15 +17,17 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adatsq import integer
 from adatsq.cuda import activations, devices, exact, packing, products
-from adatsq.cuda.linear import packed_linear
-from adatsq.cuda.shapes import SHAPES, TINY, Shape
+from adatsq.cuda.linear import PackedLinear, packed_linear
+from adatsq.cuda.shapes import MODULATION, SHAPES, TINY, TINY_MODULATION, Shape
 from adatsq.cuda.timing import bandwidth, milliseconds
 from adatsq.files import write_text
+from adatsq.replacement import MODULATION_GROUP
+from adatsq.scheme import Scheme, quantized
 
 CASES = ((4, 4), (3, 3), (3, 4), (4, 8), (8, 8))  # weight and activation bits
 
@@ -78,6 +80,24 @@ def shape_rows(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bf
         finite = torch.ones((), dtype=torch.int32, device=device)
         call = partial(_whole, x, planes, s_w, bias, torch.tensor(a_bits), finite)
         yield row("linear, whole", call, planes.nbytes + in_and_out, operations, **bits)
+
+
+def modulation_rows(
+    shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat16
+) -> Iterator[dict]:
+    """The same of a linear that sees a row per image: 4-bit weights in groups, activations as they come."""
+    inputs, outputs = shape.inputs, shape.outputs
+    linear = nn.Linear(inputs, outputs, device=device, dtype=dtype)
+    packed = PackedLinear(quantized(linear, Scheme(4, 16, group_size=MODULATION_GROUP)))
+    x = torch.randn(shape.tokens, inputs, device=device).to(dtype)
+    for part, module, bits in (
+        ("bf16 linear", linear, {}),
+        ("linear, whole", packed, {"w_bits": 4, "a_bits": 16}),
+    ):
+        time = milliseconds(lambda: module(x), device)  # noqa: B023
+        held = packed.planes.nbytes + 2 * packed.scale.numel() if bits else linear.weight.nbytes
+        operations = 2 * shape.tokens * inputs * outputs
+        yield {**shape._asdict(), "part": part, "ms": time, "bytes": held, "operations": operations, **bits}
 
 
 def _quantize_in_torch(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,14 +180,16 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
         from adatsq.cuda import steps
 
         return steps.run(options, device)
-    shapes = [shape for shape in (TINY if options.cpu else SHAPES) if options.only in shape.name]
+    few = TINY_MODULATION if options.cpu else MODULATION
+    known = (*(TINY if options.cpu else SHAPES), few)
+    shapes = [shape for shape in known if options.only in shape.name]
     if not shapes:
-        parser.error(f"no shape's name contains {options.only!r}: {', '.join(s.name for s in SHAPES)}")
+        parser.error(f"no shape's name contains {options.only!r}: {', '.join(s.name for s in known)}")
     print(devices.note(device))
     rate, rows = bandwidth(device), []
     for shape in shapes:
         with torch.inference_mode():
-            rows += shape_rows(shape, device)
+            rows += (modulation_rows if shape is few else shape_rows)(shape, device)
         packing.release_buffers()
     table = with_floors(rows, rate, options.peak * 1e12)
     table = table.assign(copy_bandwidth=rate, peak_tops=options.peak, **origin(device))

@@ -14,6 +14,10 @@ from adatsq import packing as files
 from adatsq.cuda import activations, devices, packing, products
 from adatsq.cuda.exact import product_of
 from adatsq.linear import QuantLinear
+from adatsq.rotation import rotate
+
+FEW = 16  # rows, up to which a product with weights alone quantised reads them as they are
+OPERATOR = "adatsq::packed_linear"
 
 
 class PackedLinear(QuantLinear):
@@ -108,8 +112,19 @@ class PackedLinear(QuantLinear):
         return y + F.linear(F.linear(z, self.down.to(x.dtype)), self.up.to(x.dtype))
 
 
-@torch.library.custom_op("adatsq::packed_linear", mutates_args={"finite"})
-def packed_linear(
+# Defined by its schema: `torch.library.custom_op` does the same, but its checks in Python take longer at each
+# call (some hundred microseconds) than the product of a layer takes on the GPU.
+torch.library.define(
+    OPERATOR,
+    "(Tensor x, Tensor planes, Tensor scale, Tensor? bias, Tensor? zero, Tensor? smoothing, Tensor bits, "
+    "Tensor(a!) finite, SymInt outputs, bool rotation, float a_clip, SymInt? a_group_size, "
+    "bool a_asymmetric, float shift, SymInt? seed, bool integers, bool fast_accumulation) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@torch.library.impl(OPERATOR, "default")
+def _packed_linear(
     x: Tensor,
     planes: Tensor,
     scale: Tensor,
@@ -135,8 +150,15 @@ def packed_linear(
     shape = (outputs, inputs)
     product = product_of(w_bits, a_bits, inputs) if integers else "float"
     if product == "float":
+        if zero is not None:  # codes that the kernel does not know
+            codes = files.unpack(packing.trimmed(planes, shape), w_bits, shape)
+        else:
+            with torch.cuda.device_of(x):
+                codes = packing.unpack(planes, shape, torch.int8, packing.shared_buffer(planes))
+            if a_bits == 16 and _few(x):
+                return _times_few(x, codes, scale, bias, smoothing, rotation, seed, finite)
         linear = QuantLinear(
-            files.unpack(packing.trimmed(planes, shape), w_bits, shape),
+            codes,
             scale,
             bias,
             w_bits,
@@ -170,10 +192,41 @@ def packed_linear(
     return y.view(*x.shape[:-1], outputs)
 
 
-@packed_linear.register_fake
+@torch.library.register_fake(OPERATOR)
 def _(x: Tensor, planes: Tensor, *others) -> Tensor:
     outputs = others[6]
     return x.new_empty(*x.shape[:-1], outputs)
+
+
+packed_linear = torch.ops.adatsq.packed_linear.default
+
+
+def _few(x: Tensor) -> bool:
+    return 0 < x.numel() <= FEW * x.shape[-1] and devices.abilities(x.device).triton
+
+
+def _times_few(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    smoothing: Tensor | None,
+    rotation: bool,
+    seed: int | None,
+    finite: Tensor,
+) -> Tensor:
+    """`QuantLinear.forward` with 16-bit activations, few rows of them."""
+    from adatsq.cuda.few_rows_kernel import multiply_few
+
+    rows = x.reshape(-1, x.shape[-1])
+    if smoothing is not None:
+        rows = rows.float() / smoothing.float()
+    if rotation:
+        rows = rotate(rows.float(), seed)
+    finite.logical_and_(torch.isfinite(rows).all())
+    with torch.cuda.device_of(x):
+        y = multiply_few(rows.to(x.dtype), codes, scale, bias)
+    return y.view(*x.shape[:-1], len(codes))
 
 
 def _noting(linear: QuantLinear, x: Tensor, finite: Tensor) -> Tensor:
