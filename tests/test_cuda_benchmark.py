@@ -37,6 +37,15 @@ def test_it_runs_and_writes_its_table(tmp_path, capsys):
     assert "no CUDA, the reference in plain torch" in capsys.readouterr().out
 
 
+def test_a_commit_may_be_given_and_git_may_be_missing(monkeypatch):
+    def missing(*args, **options):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(benchmark.subprocess, "run", missing)
+    device = torch.device("cpu")
+    assert benchmark.origin(device)["commit"] == "" and benchmark.origin(device, "abc")["commit"] == "abc"
+
+
 def test_an_unknown_shape_is_named(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["--shapes", "--cpu", "--only", "nothing"])

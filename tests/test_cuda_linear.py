@@ -66,6 +66,15 @@ def test_it_holds_so_many_bits(w_bits, bits):
     assert held == packed.planes.nbytes + 4 * 64 + 4 * 64 + 4  # float32 scales, bias, the flag
 
 
+def test_scales_of_groups_take_16_bits():
+    reference = layer(Scheme(4, 16, group_size=16))
+    packed, x = PackedLinear(reference), torch.randn(2, 64)
+    assert packed.scale.dtype == torch.bfloat16 and torch.equal(packed.scale.float(), reference.scale)
+    torch.testing.assert_close(packed(x), reference(x), rtol=1e-5, atol=2e-6)
+    reference.scale = reference.scale + 1e-6  # that no 16 bits hold
+    assert PackedLinear(reference).scale.dtype == torch.float32
+
+
 def test_16_bit_weights_are_not_packed():
     with pytest.raises(ValueError, match="layer blocks.0.proj has 16-bit weights"):
         PackedLinear(layer(Scheme(16, 4)))

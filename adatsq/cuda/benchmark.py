@@ -134,8 +134,8 @@ def with_floors(rows: Sequence[dict], bytes_per_second: float, peak: float) -> p
     return table
 
 
-def origin(device: torch.device) -> dict:
-    """Device, versions and commit, for each row of a stored table."""
+def origin(device: torch.device, commit: str | None = None) -> dict:
+    """Device, versions and commit (by default what git says), for each row of a stored table."""
     cuda = device.type == "cuda"
     try:
         import triton
@@ -143,15 +143,17 @@ def origin(device: torch.device) -> dict:
         triton_version = triton.__version__
     except ImportError:
         triton_version = ""
-    git = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
+    here = {"capture_output": True, "text": True, "cwd": Path(__file__).parent}
+    try:
+        commit = commit or subprocess.run(["git", "rev-parse", "--short", "HEAD"], **here).stdout.strip()
+    except OSError:  # there is no git
+        commit = ""
     return {
         "device": torch.cuda.get_device_name(device) if cuda else f"CPU ({platform.machine()})",
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else "",
         "triton": triton_version,
-        "commit": git.stdout.strip(),
+        "commit": commit,
     }
 
 
@@ -164,10 +166,11 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--only", default="", help="shapes whose name contains this; methods: any of a,b,c")
     parser.add_argument("--cpu", action="store_true", help="plain torch, tiny shapes")
     parser.add_argument("--peak", type=float, default=1979, help="TFLOP/s in FP8 and int8 (H200: 1979)")
-    parser.add_argument("--model", default="flux-dev", help="of --steps: flux-dev, z-image or wan2.1-1.3b")
+    models = ("flux-dev", "z-image", "wan2.1-1.3b")
+    parser.add_argument("--model", default=models[0], choices=models, help="of --steps")
     parser.add_argument("--repeats", type=int, default=10, help="of --steps: the median of so many is taken")
     parser.add_argument("--eager", action="store_true", help="of --steps: without torch.compile")
-    parser.add_argument("--commit", help="of --steps: recorded with each row; by default what git says")
+    parser.add_argument("--commit", help="recorded with each row; by default what git says")
     parser.add_argument("--output", type=Path, help="by default data/results/cuda-{shapes,steps}.csv")
     options = parser.parse_args(arguments)
     options.output = options.output or Path(
@@ -179,6 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     if options.steps:
         from adatsq.cuda import steps
 
+        try:
+            steps.chosen(options.only)
+        except ValueError as error:
+            parser.error(str(error))
         return steps.run(options, device)
     few = TINY_MODULATION if options.cpu else MODULATION
     known = (*(TINY if options.cpu else SHAPES), few)
@@ -187,13 +194,14 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
         parser.error(f"no shape's name contains {options.only!r}: {', '.join(s.name for s in known)}")
     print(devices.note(device))
     rate, rows = bandwidth(device), []
+    origins = {"copy_bandwidth": rate, "peak_tops": options.peak, **origin(device, options.commit)}
     for shape in shapes:
         with torch.inference_mode():
             rows += (modulation_rows if shape is few else shape_rows)(shape, device)
         packing.release_buffers()
-    table = with_floors(rows, rate, options.peak * 1e12)
-    table = table.assign(copy_bandwidth=rate, peak_tops=options.peak, **origin(device))
-    write_text(options.output, table.to_csv(index=False, float_format="%.5g"))
+        table = with_floors(rows, rate, options.peak * 1e12).assign(**origins)
+        write_text(options.output, table.to_csv(index=False, float_format="%.5g"))
+        print(f"{shape.name}: measured", flush=True)
     shown = ["name", "part", "w_bits", "a_bits", "ms", "floor_ms", "floor_share", "tops", "gain"]
     print(table[shown].to_string(index=False, float_format="{:.3g}".format, na_rep=""))
     print(f"copy: {rate / 1e12:.2f} TB/s; written to {options.output}")

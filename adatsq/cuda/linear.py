@@ -52,6 +52,8 @@ class PackedLinear(QuantLinear):
             **{key: getattr(linear, key) for key in options},
         )
         self.fast_accumulation = fast_accumulation
+        if self.group_size is not None:  # many scales, of 16 bits; one a row is few, and wanted in float32
+            self.scale = files.narrow(self.scale)
         if planes is None:
             planes = packing.pack(self.codes, self.w_bits, self.zero is None)
         else:

@@ -74,6 +74,11 @@ def shared_buffer(planes: Tensor) -> Tensor:
     return buffer
 
 
+def buffer_bytes(device: torch.device) -> int:
+    """What the shared buffers on devices of this kind take now."""
+    return sum(buffer.nbytes for place, buffer in _buffers.items() if place.type == device.type)
+
+
 def release_buffers() -> None:
     """Give the shared buffers back; they are made again when needed."""
     _buffers.clear()

@@ -166,7 +166,9 @@ class Steps:
         y = answer(module, self.arguments).float()
         weight_bytes, found = tensor_bytes(module), {}
         if self.device.type == "cuda":
+            # the full-precision transformer, and the arguments; the buffer of unpacked weights is ours
             others = torch.cuda.memory_allocated(self.device) - weight_bytes
+            others -= packing.buffer_bytes(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             answer(module, self.arguments)
             torch.cuda.synchronize(self.device)
@@ -207,22 +209,32 @@ def shown(table: pd.DataFrame) -> str:
     return table.reindex(columns=SHOWN).to_string(index=False, float_format="{:.4g}".format, na_rep="")
 
 
+def chosen(only: str) -> list[str]:
+    """Methods whose name contains one of the parts of "a,b,c". ValueError if none does."""
+    names = ("bf16", *(f"adatsq W{w_bits}" for w_bits in OURS), *PEERS)
+    found = [name for name in names if any(part in name for part in only.split(","))]
+    if not found:
+        raise ValueError(f"no method's name contains {only!r}: choose of {', '.join(names)}")
+    return found
+
+
 def run(options: argparse.Namespace, device: torch.device) -> pd.DataFrame:
-    """Measure the methods whose name contains options.only, print and write the table."""
+    """Measure the methods that options.only asks for, print and write the table."""
     print(devices.note(device), flush=True)
     name = f"{options.model}{'-tiny' if options.cpu else ''}, random weights"
     fixed = {"model": name, "seed": 0, "n": options.repeats, "failed": "", **versions(device, options.commit)}
     rows = Rows(options.output, fixed, keys=("model", "method", "w_bits", "a_bits", "mode", "device"))
     modes = ("eager",) if options.eager else ("eager", "compiled")
     steps = Steps(options.model, device, rows, options.cpu, options.repeats, modes)
-    methods = {"bf16": steps.bf16}
-    methods |= {f"adatsq W{w_bits}": lambda w_bits=w_bits: steps.ours(w_bits) for w_bits in OURS}
-    methods |= {name: lambda name=name, peer=peer: steps.peer(name, peer) for name, peer in PEERS.items()}
-    for name, method in methods.items():
-        if any(part in name for part in options.only.split(",")):
-            start = time.perf_counter()
-            method()
-            print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
+    for name in chosen(options.only):
+        start = time.perf_counter()
+        if name == "bf16":
+            steps.bf16()
+        elif name in PEERS:
+            steps.peer(name, PEERS[name])
+        else:
+            steps.ours(int(name[-1]))
+        print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
     rows.write()  # the gains of rows that were measured before bfloat16's
     print(shown(rows.table[rows.table["model"] == fixed["model"]]))
     return rows.table
