@@ -3,8 +3,8 @@
     exact         when FP8 tensor cores compute the integer product
     packing       weights at 2 to 8 bits, unpacked layer by layer (`unpack_kernel`)
     activations   rotate or smooth, scale, round, cast in one pass (`activations_kernel`)
-    products      integers times integers, then the scales (`products_kernel`); few rows times weights that alone
-                  are quantised (`few_rows_kernel`)
+    products      integers times integers, then the scales (`products_kernel`)
+                  (`few_rows_kernel`: few rows times weights that alone are quantised)
     linear        `PackedLinear`, all of it together as one operator that torch.compile keeps whole
     accelerate    a quantized pipeline on packed weights
     devices       what a card can do; without CUDA, plain torch computes the same
