@@ -57,12 +57,13 @@ def roofline(floors: pd.DataFrame, card: Card, title: str, measured: pd.DataFram
             at = rows["operations"] / rows["bytes"]
             ax.scatter(at, rows["tops"], s=26, marker=marker, color=ROOFS[kind], label=f"measured: {part}")
         ax.legend(loc="lower right")
-    few, many = floors["tokens"].min(), floors["tokens"].max()
-    for tokens in {few, many}:
-        row = floors[floors["tokens"] == tokens].iloc[0]
-        here = row["operations"] / row["bytes"], row["operations"] / row["bf16"] / 1e9
-        said = f"{tokens:,} row{'s' if tokens > 1 else ''}"
-        ax.annotate(said, here, xytext=(4, -14), textcoords="offset points", color=INK, fontsize=8)
+    for several in (False, True):
+        rows = floors[(floors["tokens"] > 1) == several]
+        if len(rows):
+            low, high = rows["tokens"].min(), rows["tokens"].max()
+            said = "1 row" if high == 1 else f"{low:,} to {high:,} rows" if low < high else f"{low:,} rows"
+            here = (rows["operations"] / rows["bytes"]).min(), (rows["operations"] / rows["bf16"]).min() / 1e9
+            ax.annotate(said, here, xytext=(4, -14), textcoords="offset points", color=INK, fontsize=8)
     ax.set(xscale="log", yscale="log", title=title)
     ax.set(xlabel="operations per byte that is moved", ylabel="10¹² operations per second")
     return ax
@@ -83,7 +84,16 @@ def work(table: pd.DataFrame, title: str, xlabel: str = "milliseconds per step, 
         ax.barh(places, values, 0.7, left, color=WORK_COLORS[kind], edgecolor="white", label=kind)
         for place, start, value in zip(places, left, values):
             if value > 0.05 * table.sum(axis=1).max():
-                ax.text(start + value / 2, place, f"{value:.0f}", ha="center", va="center", fontsize=8)
+                color = "white" if kind == "products" else INK
+                ax.text(
+                    start + value / 2,
+                    place,
+                    f"{value:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color=color,
+                )
         left = left + values
     for place, total in zip(places, left):
         ax.annotate(f"{total:.0f} ms", (total, place), (4, 0), textcoords="offset points", va="center")
@@ -91,7 +101,7 @@ def work(table: pd.DataFrame, title: str, xlabel: str = "milliseconds per step, 
     ax.tick_params(axis="y", length=0)
     ax.set_xlim(0, 1.12 * left.max())
     ax.set(title=title, xlabel=xlabel)
-    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.28 - 0.2 / len(table)), ncols=len(table.columns))
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return ax
 
 
@@ -110,6 +120,7 @@ def parts(measured: pd.DataFrame, title: str) -> Figure:
         ax.vlines(table["floor_ms"], places - 0.4, places + 0.4, color=INK, linewidth=1.4)
         ax.set_yticks(places, [_part(row) for row in table.itertuples()], fontsize=6)
         ax.tick_params(axis="y", length=0)
+        ax.set_ylim(len(table) - 0.3 - most, len(table) - 0.3)
         ax.set_title(name, fontsize=9, fontweight="normal")
         ax.set_xlabel("ms; stroke: floor", fontsize=8)
     for ax in axes.flat[len(names) :]:
@@ -159,6 +170,7 @@ def steps(measured: pd.DataFrame, title: str) -> Axes:
         ax.axvline(plain.iloc[-1], color=INK, linewidth=0.8, linestyle=":")
     ax.set_yticks(range(len(names))[::-1], names)
     ax.tick_params(axis="y", length=0)
+    ax.set_ylim(-0.6, len(names) - 0.4)
     ax.margins(x=0.12)
     ax.set(title=title, xlabel="milliseconds per step")
     if len(modes) > 1:
@@ -167,7 +179,8 @@ def steps(measured: pd.DataFrame, title: str) -> Axes:
 
 
 def _method(row) -> str:
-    return row.method if row.method == "bf16" else f"{row.method} W{row.w_bits:g}A{row.a_bits:g}"
+    """Ours has several widths; the others' names say theirs."""
+    return f"{row.method} W{row.w_bits:g}A{row.a_bits:g}" if row.method == "adatsq" else row.method
 
 
 def full_size(measured: pd.DataFrame, title: str) -> Axes:
