@@ -9,6 +9,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import adatsq
+from adatsq.cuda import sharing
 from adatsq.cuda.linear import PackedLinear, packed_linear
 from adatsq.linear import QuantLinear
 from adatsq.scheme import Scheme, quantized
@@ -99,15 +100,31 @@ def test_bfloat16_modules_keep_their_scales():
     assert torch.equal(packed.to(torch.bfloat16)(x), before)
 
 
+class Attention(nn.Module):
+    """Queries, keys and values of one tensor, and another linear of the same width, as in a model."""
+
+    def __init__(self, seed):
+        super().__init__()
+        for part in ("to_q", "to_k", "to_v", "to_out"):
+            scheme = Scheme(4, 4, rotation=True)
+            setattr(self, part, PackedLinear(layer(scheme, 64, 64, name=f"{seed}.{part}")))
+
+    def forward(self, x):
+        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
+        return self.to_out(nn.functional.scaled_dot_product_attention(q, k, v))
+
+
 class Block(nn.Module):
     def __init__(self, seed):
         super().__init__()
         torch.manual_seed(seed)
+        self.attn = Attention(seed)
         self.up = PackedLinear(layer(Scheme(4, 4, rotation=True, a_clip=True), 64, 128, name=f"{seed}.up"))
         self.down = PackedLinear(layer(Scheme(4, 8), 128, 64, name=f"{seed}.down"))
         self.adaln = PackedLinear(layer(Scheme(4, 16, group_size=16), 64, 64, name=f"{seed}.adaln"))
 
     def forward(self, x):
+        x = x + self.attn(nn.functional.layer_norm(x, (64,)))
         return x + self.down(nn.functional.gelu(self.up(x))) * self.adaln(x[:, :1])
 
 
@@ -120,7 +137,9 @@ def test_one_graph_for_all_blocks_and_bits(backend):
         pytest.skip("needs a CUDA device: on the CPU it takes 20 s, and differs in no way that matters here")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     blocks = [Block(seed).to(device) for seed in range(3)]
-    plain = [copy.deepcopy(block) for block in blocks]
+    plain = [copy.deepcopy(block) for block in blocks]  # whose layers round for themselves
+    for block in blocks:
+        sharing.assign(block, PackedLinear)
     for block in blocks:
         block.compile(backend=counter, fullgraph=True)  # as compile_repeated_blocks does
     with torch.no_grad():
@@ -128,6 +147,8 @@ def test_one_graph_for_all_blocks_and_bits(backend):
             x = torch.randn(2, 5, 64, device=device)
             for block, twin in zip(blocks, plain):
                 block.up.a_bits = twin.up.a_bits = bits
+                for part in ("to_q", "to_k", "to_v"):
+                    getattr(block.attn, part).a_bits = getattr(twin.attn, part).a_bits = bits
                 torch.testing.assert_close(block(x), twin(x))
     assert counter.frame_count == 1
 

@@ -3,6 +3,7 @@
     exact         when FP8 tensor cores compute the integer product
     packing       weights at 2 to 8 bits, unpacked layer by layer (`unpack_kernel`)
     activations   rotate or smooth, scale, round, cast in one pass (`activations_kernel`)
+    sharing       one rounding for linears that read the same activations
     products      integers times integers, then the scales (`products_kernel`)
                   (`few_rows_kernel`: few rows times weights that alone are quantised)
     linear        `PackedLinear`, all of it together as one operator that torch.compile keeps whole

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adatsq import integer
-from adatsq.cuda import activations, devices, exact, packing, products
+from adatsq.cuda import activations, devices, exact, packing, products, sharing
 from adatsq.cuda.linear import PackedLinear, packed_linear
 from adatsq.cuda.shapes import MODULATION, SHAPES, TINY, TINY_MODULATION, Shape
 from adatsq.cuda.timing import bandwidth, milliseconds
@@ -78,7 +78,8 @@ def shape_rows(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bf
             int8 = rows.to(torch.int8), s_x, codes, s_w, bias, dtype
             yield row("product in int8", lambda: products.multiply(*int8), moved, operations, **bits)  # noqa: B023
         finite = torch.ones((), dtype=torch.int32, device=device)
-        call = partial(_whole, x, planes, s_w, bias, torch.tensor(a_bits), finite)
+        bits_and_group = torch.tensor([a_bits, sharing.ALONE, 0])
+        call = partial(_whole, x, planes, s_w, bias, bits_and_group, finite)
         yield row("linear, whole", call, planes.nbytes + in_and_out, operations, **bits)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adatsq import packing as files
-from adatsq.cuda import activations, devices, packing, products
+from adatsq.cuda import activations, devices, packing, products, sharing
 from adatsq.cuda.exact import product_of
 from adatsq.linear import QuantLinear
 from adatsq.rotation import rotate
@@ -67,14 +67,24 @@ class PackedLinear(QuantLinear):
     @property
     def a_bits(self) -> int:
         """Activation bits: 2..8, or 16."""
-        return int(self._bits)
+        return int(self._bits[0])
 
     @a_bits.setter
     def a_bits(self, bits: int) -> None:
         if "_bits" not in self.__dict__:
             with torch.inference_mode(False):
-                self._bits = torch.zeros((), dtype=torch.int64, device="cpu")
-        self._bits.fill_(bits)
+                self._bits = torch.zeros(3, dtype=torch.int64, device="cpu")
+        self._bits[0] = bits
+
+    @property
+    def group(self) -> tuple[int, int]:
+        """Number of the layers that may share a rounding of activations (`sharing`; 0: none), and the
+        position among them."""
+        return int(self._bits[1]), int(self._bits[2])
+
+    @group.setter
+    def group(self, number_and_position: tuple[int, int]) -> None:
+        self._bits[1], self._bits[2] = number_and_position
 
     @property
     def integers(self) -> bool:
@@ -145,13 +155,14 @@ def _packed_linear(
     integers: bool,
     fast_accumulation: bool,
 ) -> Tensor:
-    """What `PackedLinear` computes, without its low-rank branch. bits: on the CPU. a_clip: -1 for True.
-    finite becomes 0 if x is not."""
-    a_bits, w_bits, inputs = int(bits), len(planes), x.shape[-1]
+    """What `PackedLinear` computes, without its low-rank branch. bits: on the CPU, activation
+    bits and the layer's `group`. a_clip: -1 for True. finite becomes 0 if x is not."""
+    (a_bits, group, position), w_bits, inputs = bits.tolist(), len(planes), x.shape[-1]
     clip = a_clip if a_clip >= 0 else True
     shape = (outputs, inputs)
     product = product_of(w_bits, a_bits, inputs) if integers else "float"
     if product == "float":
+        sharing.forget(x.device)
         if zero is not None:  # codes that the kernel does not know
             codes = files.unpack(packing.trimmed(planes, shape), w_bits, shape)
         else:
@@ -178,17 +189,16 @@ def _packed_linear(
     e4m3 = product == "e4m3" and devices.abilities(x.device).e4m3
     dtype = torch.float8_e4m3fn if e4m3 else torch.int8
     rows = x.reshape(-1, inputs)
+    ratio = activations.clip_ratio(clip, a_bits, inputs)
+    smooth = None if smoothing is None else smoothing.data_ptr()
+    key = sharing.key_of(group, x, a_bits, ratio, rotation, smooth, seed, dtype)
+    shared = sharing.take(key, position, x.device)
     with torch.cuda.device_of(x):  # where Triton launches its kernels
-        codes, s_x = activations.quantize(
-            rows,
-            a_bits,
-            activations.clip_ratio(clip, a_bits, inputs),
-            rotation,
-            smoothing,
-            seed,
-            dtype,
-            finite,
-        )
+        if shared is None:
+            codes, s_x = activations.quantize(rows, a_bits, ratio, rotation, smoothing, seed, dtype, finite)
+            sharing.keep(key, position, codes, s_x)
+        else:
+            codes, s_x = shared.codes, shared.scale
         weight = packing.unpack(planes, shape, dtype, packing.shared_buffer(planes))
         y = products.multiply(codes, s_x, weight, scale.float(), bias, x.dtype, fast_accumulation)
     return y.view(*x.shape[:-1], outputs)
