@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from adatsq.cuda.full_size_models import transformer
+from adatsq.cuda.sharing import GROUPS
 from adatsq.cuda.steps import inputs
 from adatsq.replacement import MODULATION_GROUP
 from adatsq.step_cost import KINDS, count
@@ -103,6 +104,17 @@ def floors(shapes: pd.DataFrame, card: Card, w_bits: int) -> pd.DataFrame:
     )
 
 
+def rounds(linears: pd.DataFrame) -> pd.Series:
+    """Which linears round their activations: all but those that share a rounding (`cuda.sharing`) with one
+    before. linears: rows of `step`; those of a group with another number of rows have another input."""
+    keys = []
+    for number, (name, tokens) in enumerate(zip(linears["name"], linears["tokens"])):
+        ends = [(group, f".{part}") for group in GROUPS for part in group if name.endswith(f".{part}")]
+        group, end = ends[0] if ends else (number, "")
+        keys.append((group, name.removesuffix(end), tokens))
+    return ~pd.Series(keys, linears.index).duplicated()
+
+
 def before_after(counted: pd.DataFrame, card: Card, w_bits: int) -> pd.DataFrame:
     """Floors of a whole step in ms: index "bf16" and "W{w_bits}A4", a column per kind of work.
 
@@ -110,7 +122,10 @@ def before_after(counted: pd.DataFrame, card: Card, w_bits: int) -> pd.DataFrame
     and writing memory on its own, as in eager mode; torch.compile fuses them.
     """
     found = floors(shapes(counted), card, w_bits)
-    sums = {name: (found[name] * found["calls"]).sum() for name in ("bf16", "fp8", "unpack", "activations")}
+    sums = {name: (found[name] * found["calls"]).sum() for name in ("bf16", "fp8", "unpack")}
+    linears = counted[counted["kind"] == BLOCK]
+    once = floors(shapes(linears[rounds(linears)]), card, w_bits)
+    sums["activations"] = (once["activations"] * once["calls"]).sum()
     others = counted[~counted["kind"].isin([BLOCK, MODULATION])]
     others = others.assign(ms=floor_ms(others["operations"], others["bytes"], card.bf16, card.bandwidth))
     attention = others.loc[others["kind"] == "attention", "ms"].sum()

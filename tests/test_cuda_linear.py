@@ -9,7 +9,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import adatsq
-from adatsq.cuda import sharing
+from adatsq.cuda import activations, sharing
 from adatsq.cuda.linear import PackedLinear, packed_linear
 from adatsq.linear import QuantLinear
 from adatsq.scheme import Scheme, quantized
@@ -129,8 +129,11 @@ class Block(nn.Module):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.gpu)])
-def test_one_graph_for_all_blocks_and_bits(backend):
-    """No graph break, and no new graph for another block or other bits, which a policy changes each step."""
+def test_one_graph_for_all_blocks_and_bits(backend, monkeypatch):
+    """No graph break, and no new graph for another block or other bits, which a policy changes each step.
+
+    Queries, keys and values are of one rounding: the graph gives all three the same tensor.
+    """
     torch._dynamo.reset()
     counter = CompileCounterWithBackend(backend)
     if backend == "inductor" and not torch.cuda.is_available():
@@ -142,6 +145,13 @@ def test_one_graph_for_all_blocks_and_bits(backend):
         sharing.assign(block, PackedLinear)
     for block in blocks:
         block.compile(backend=counter, fullgraph=True)  # as compile_repeated_blocks does
+    rounded, quantize = [], activations.quantize
+    monkeypatch.setattr(activations, "quantize", lambda *args: rounded.append(1) or quantize(*args))
+
+    def roundings(call):
+        rounded.clear()
+        return call(), len(rounded)
+
     with torch.no_grad():
         for bits in (4, 3, 8, 5, 2, 4):
             x = torch.randn(2, 5, 64, device=device)
@@ -149,7 +159,9 @@ def test_one_graph_for_all_blocks_and_bits(backend):
                 block.up.a_bits = twin.up.a_bits = bits
                 for part in ("to_q", "to_k", "to_v"):
                     getattr(block.attn, part).a_bits = getattr(twin.attn, part).a_bits = bits
-                torch.testing.assert_close(block(x), twin(x))
+                (found, few), (expected, many) = roundings(lambda: block(x)), roundings(lambda: twin(x))  # noqa: B023
+                torch.testing.assert_close(found, expected)
+                assert (few, many) == (4, 6)
     assert counter.frame_count == 1
 
 

@@ -5,6 +5,7 @@ import torch
 from test_cuda_linear import Attention
 
 import adatsq
+from adatsq import roofline, step_cost
 from adatsq.cuda import activations, full_size_models, sharing, steps
 from adatsq.cuda.linear import PackedLinear
 
@@ -85,8 +86,11 @@ def test_a_transformer_answers_the_same_with_fewer_roundings(model, rounded, mon
     pipe = full_size_models.build(model, "cpu", tiny=True)
     adatsq.accelerate(adatsq.quantize(pipe, solver="rtn", w_bits=3), verbose=False)
     arguments = steps.inputs(model, pipe.transformer, torch.device("cpu"), tiny=True)
+    counted = step_cost.count(full_size_models.build(model, "cpu", tiny=True).transformer, arguments)
+    linears = counted[counted["kind"] == roofline.BLOCK]
     rounded.clear()
     found = steps.answer(pipe.transformer, arguments)
+    assert len(rounded) == roofline.rounds(linears).sum()
     layers = [m for m in pipe.transformer.modules() if isinstance(m, PackedLinear) and m.a_bits < 16]
     shared = {m.group[0] for m in layers if m.group[0] != sharing.ALONE}
     grouped = sum(m.group[0] != sharing.ALONE for m in layers)

@@ -125,13 +125,14 @@ class PackedLinear(QuantLinear):
 
 
 # Defined by its schema: `torch.library.custom_op` does the same, but its checks in Python take longer at each
-# call (some hundred microseconds) than the product of a layer takes on the GPU.
+# call (some hundred microseconds) than the product of a layer takes on the GPU. Any layout of x is welcome:
+# if one were asked for, torch.compile would write x anew for each layer that reads it.
 torch.library.define(
     OPERATOR,
     "(Tensor x, Tensor planes, Tensor scale, Tensor? bias, Tensor? zero, Tensor? smoothing, Tensor bits, "
     "Tensor(a!) finite, SymInt outputs, bool rotation, float a_clip, SymInt? a_group_size, "
     "bool a_asymmetric, float shift, SymInt? seed, bool integers, bool fast_accumulation) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout),
 )
 
 
@@ -155,8 +156,8 @@ def _packed_linear(
     integers: bool,
     fast_accumulation: bool,
 ) -> Tensor:
-    """What `PackedLinear` computes, without its low-rank branch. bits: on the CPU, activation
-    bits and the layer's `group`. a_clip: -1 for True. finite becomes 0 if x is not."""
+    """What `PackedLinear` computes, without its low-rank branch. bits: on the CPU, activation bits and the
+    layer's `group`. a_clip: -1 for True. finite becomes 0 if x is not."""
     (a_bits, group, position), w_bits, inputs = bits.tolist(), len(planes), x.shape[-1]
     clip = a_clip if a_clip >= 0 else True
     shape = (outputs, inputs)
