@@ -52,6 +52,11 @@ def test_an_unknown_method_or_model_is_named(tmp_path, capsys):
     assert "invalid choice: 'flux'" in capsys.readouterr().err
 
 
+def test_a_profile_names_what_takes_longest(tmp_path, capsys):
+    table = run(tmp_path / "steps.csv", "--only", "bf16", "--profile")
+    assert (table["kernel_ms"] > 0).all() and " ms " in capsys.readouterr().out.split("aten::addmm")[0]
+
+
 def test_gains_are_within_model_device_and_mode():
     rows = [("bf16", "eager", "gpu", 4.0), ("ours", "eager", "gpu", 2.0), ("ours", "eager", "cpu", 1.0)]
     rows += [("bf16", "compiled", "gpu", 3.0), ("ours", "compiled", "gpu", 2.0)]

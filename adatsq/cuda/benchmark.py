@@ -171,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--model", default=models[0], choices=models, help="of --steps")
     parser.add_argument("--repeats", type=int, default=10, help="of --steps: the median of so many is taken")
     parser.add_argument("--eager", action="store_true", help="of --steps: without torch.compile")
+    parser.add_argument("--profile", action="store_true", help="of --steps: the kernels that take longest")
     parser.add_argument("--commit", help="recorded with each row; by default what git says")
     parser.add_argument("--output", type=Path, help="by default data/results/cuda-{shapes,steps}.csv")
     options = parser.parse_args(arguments)

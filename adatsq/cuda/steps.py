@@ -95,10 +95,17 @@ class Steps:
     """The rows of one model, method after method; `base` is the bfloat16 transformer that all start from."""
 
     def __init__(
-        self, model: str, device: torch.device, rows: Rows, tiny: bool, repeats: int, modes: tuple[str, ...]
+        self,
+        model: str,
+        device: torch.device,
+        rows: Rows,
+        tiny: bool,
+        repeats: int,
+        modes: tuple[str, ...],
+        profiled: bool = False,
     ) -> None:
         self.model, self.device, self.rows, self.repeats = model, device, rows, repeats
-        self.modes = modes
+        self.modes, self.profiled = modes, profiled
         start = time.perf_counter()
         self.base = build(model, device, tiny).transformer
         self.arguments = inputs(model, self.base, device, tiny)
@@ -174,6 +181,8 @@ class Steps:
             torch.cuda.synchronize(self.device)
             found["peak_bytes"] = torch.cuda.max_memory_allocated(self.device) - others
         ms = milliseconds(lambda: answer(module, self.arguments), self.device, self.repeats, 2)
+        if self.profiled:
+            found["kernel_ms"] = kernel_ms(lambda: answer(module, self.arguments), self.device)
         return {
             "ms": ms,
             "error": float((y - self.expected).norm() / self.expected.norm()),
@@ -194,6 +203,25 @@ class Steps:
         packing.release_buffers()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def kernel_ms(call: Callable, device: torch.device) -> float:
+    """Milliseconds of all kernels of a call; prints those that take longest.
+
+    If that is far below the time of the call, the device waits for the CPU to launch them.
+    """
+    activity = torch.profiler.ProfilerActivity
+    activities = [activity.CPU, *([activity.CUDA] if device.type == "cuda" else [])]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+    events, of = profile.key_averages(), "device" if device.type == "cuda" else "cpu"
+    if device.type == "cuda":  # operators of torch have the times of their kernels too
+        events = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    times = {event.key: getattr(event, f"self_{of}_time_total") / 1000 for event in events}
+    calls = {event.key: event.count for event in events}
+    for name in sorted(times, key=times.get, reverse=True)[:20]:
+        print(f"{times[name]:9.3f} ms {calls[name]:6d} x {name[:90]}", flush=True)
+    return sum(times.values())
 
 
 def with_gains(table: pd.DataFrame) -> pd.DataFrame:
@@ -225,7 +253,7 @@ def run(options: argparse.Namespace, device: torch.device) -> pd.DataFrame:
     fixed = {"model": name, "seed": 0, "n": options.repeats, "failed": "", **versions(device, options.commit)}
     rows = Rows(options.output, fixed, keys=("model", "method", "w_bits", "a_bits", "mode", "device"))
     modes = ("eager",) if options.eager else ("eager", "compiled")
-    steps = Steps(options.model, device, rows, options.cpu, options.repeats, modes)
+    steps = Steps(options.model, device, rows, options.cpu, options.repeats, modes, options.profile)
     for name in chosen(options.only):
         start = time.perf_counter()
         if name == "bf16":
