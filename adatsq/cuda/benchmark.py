@@ -74,6 +74,10 @@ def shape_rows(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bf
         for fast in (False, True) if code is torch.float8_e4m3fn else (False,):
             call = partial(products.multiply, rows, s_x, w, s_w, bias, dtype, fast)
             yield row("product, fast sums" if fast else "product", call, moved, operations, **bits)
+            if code is torch.float8_e4m3fn and w_bits == 4:
+                part = f"one scale, {'fast' if fast else 'slow'} sums"
+                call = partial(_one_scale, rows, w, torch.ones((), device=device), dtype, fast)
+                yield row(part, call, moved, operations, **bits)
         if code is torch.float8_e4m3fn:
             int8 = rows.to(torch.int8), s_x, codes, s_w, bias, dtype
             yield row("product in int8", lambda: products.multiply(*int8), moved, operations, **bits)  # noqa: B023
@@ -105,6 +109,11 @@ def _quantize_in_torch(x: Tensor) -> tuple[Tensor, Tensor]:
     """What torch.compile makes one kernel of: without a rotation."""
     scale = integer.absmax_scale(x, 4, clip=0.9)
     return integer.round_to_grid(x.float(), scale, 4).to(torch.int8), scale
+
+
+def _one_scale(x: Tensor, w: Tensor, one: Tensor, dtype: torch.dtype, fast: bool) -> Tensor:
+    """What a scale per row of both operands costs is the difference to this."""
+    return torch._scaled_mm(x, w.t(), scale_a=one, scale_b=one, out_dtype=dtype, use_fast_accum=fast)
 
 
 def _whole(x: Tensor, planes: Tensor, s_w: Tensor, bias: Tensor, bits: Tensor, finite: Tensor) -> Tensor:

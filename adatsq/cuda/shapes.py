@@ -12,6 +12,8 @@ class Shape(NamedTuple):
 
 # 1024 x 1024 pixels and 512 tokens of text; 480 x 832 pixels, 81 frames.
 SHAPES = (
+    Shape("Flux to_q", 4608, 3072, 3072),
+    Shape("Flux text to_q", 512, 3072, 3072),
     Shape("Flux qkv", 4608, 3072, 9216),
     Shape("Flux ff in", 4608, 3072, 12288),
     Shape("Flux ff out", 4608, 12288, 3072),
