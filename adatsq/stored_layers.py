@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from adatsq.cuda import sharing
 from adatsq.cuda.linear import PackedLinear
 from adatsq.linear import PARTS, QuantLinear, check_finite
 from adatsq.packing import check_planes, unpack
@@ -82,6 +83,7 @@ def layer_of(name: str, said: Mapping, parts: Mapping[str, Tensor], packed: bool
 def finish(transformer: nn.Module) -> nn.Module:
     """What every quantized transformer has: a look at NaN after each call, and words for `print`."""
     transformer.register_forward_hook(check_finite)
+    sharing.assign(transformer, PackedLinear)
     transformer.extra_repr = said_of.__get__(transformer)
     return transformer
 

@@ -26,15 +26,30 @@ def test_it_runs_and_writes_its_table(tmp_path, capsys):
     benchmark.main(["--shapes", "--cpu", "--only", "tiny", "--output", str(file)])
     table = pd.read_csv(file)
     assert {"unpack", "product", "linear, whole", "bf16 linear", "rotate, scale, round"} <= set(table["part"])
+    few = table[table["name"] == "tiny modulation"].set_index("part")
+    assert (
+        few.at["linear, whole", "bytes"] == 128 * 48 / 2 + 2 * 2 * 48
+        and few.at["bf16 linear", "bytes"] == 2 * 128 * 48
+    )
+    assert few["gain"].notna().tolist() == [False, True]
     assert (table["ms"] > 0).all() and (table["floor_ms"] > 0).all()
     assert table[["device", "torch", "copy_bandwidth"]].notna().all(axis=None)
     assert "no CUDA, the reference in plain torch" in capsys.readouterr().out
 
 
+def test_a_commit_may_be_given_and_git_may_be_missing(monkeypatch):
+    def missing(*args, **options):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(benchmark.subprocess, "run", missing)
+    device = torch.device("cpu")
+    assert benchmark.origin(device)["commit"] == "" and benchmark.origin(device, "abc")["commit"] == "abc"
+
+
 def test_an_unknown_shape_is_named(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["--shapes", "--cpu", "--only", "nothing"])
-    assert "no shape's name contains 'nothing': Flux qkv" in capsys.readouterr().err
+    assert "no shape's name contains 'nothing': tiny, odd, tiny modulation" in capsys.readouterr().err
 
 
 def test_the_median_is_of_calls_after_the_warm_up():

@@ -22,25 +22,6 @@ def test_every_product_of_two_such_integers_is_exact_in_e4m3():
     assert torch.equal(e4m3[:, None] * e4m3, (numbers[:, None] * numbers).float())
 
 
-def hopper(x: torch.Tensor, w: torch.Tensor, interval: int | None) -> torch.Tensor:
-    """sum x w by a model of the tensor core: 32 products and the accumulator are aligned to the largest, and
-    bits below 13 after its leading one are cut off. interval: k between promotions to float32, None: never.
-    """
-    total = torch.zeros((), dtype=torch.float32)
-    accumulator = torch.zeros((), dtype=torch.float64)
-    for start in range(0, len(x), 32):
-        if interval and start and start % interval == 0:
-            total, accumulator = total + accumulator.float(), torch.zeros((), dtype=torch.float64)
-        addends = torch.cat([(x * w)[start : start + 32].double(), accumulator[None]])
-        if addends.any():
-            unit = 2.0 ** (addends.abs().max().log2().floor() - 13)
-            accumulator = (addends / unit).trunc().sum() * unit
-            if accumulator:
-                unit = 2.0 ** (accumulator.abs().log2().floor() - 13)
-                accumulator = (accumulator / unit).trunc() * unit
-    return total + accumulator.float()
-
-
 PROMISED = [
     case
     for case in itertools.product((2, 3, 4, 5), (2, 3, 4, 5), (128, 167, 1536), (True, False))
@@ -59,15 +40,15 @@ def test_within_the_bound_the_model_of_the_accumulator_is_exact(bits_x, bits_w, 
     odd = torch.full((inputs,), float(largest_x)), torch.full((inputs,), float(max(1, largest_w - 1)))
     ends = torch.full((inputs,), float(largest_x)), torch.full((inputs,), float(-largest_w))
     for x, w in (random, odd, ends):
-        assert hopper(x, w, interval) == (x.long() * w.long()).sum()
+        assert exact.accumulated(x, w, interval) == (x.long() * w.long()).sum()
 
 
 def test_outside_the_bound_the_model_goes_wrong():
     """7 * 7 * 3072 on one side, in fast mode: why the slow one is chosen."""
     x = torch.full((3072,), 7.0)
     assert not exact.e4m3_is_exact(7, 7, 3072, promoted=False)
-    assert hopper(x, x, None) != 7 * 7 * 3072
-    assert hopper(x, x, exact.PROMOTION) == 7 * 7 * 3072
+    assert exact.accumulated(x, x, None) != 7 * 7 * 3072
+    assert exact.accumulated(x, x, exact.PROMOTION) == 7 * 7 * 3072
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,18 @@ def test_all_phases_run_and_write_their_rows(model, tmp_path, capsys):
     )
 
 
+def test_what_cannot_run_is_said_before_anything_is_built(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for options, message in (
+        ([], "no CUDA device: --device cpu --tiny runs a toy"),
+        (["--device", "cpu", "--tiny", "--prompts", "3"], "--prompts must be 1 to 2, got 3"),
+    ):
+        with pytest.raises(SystemExit):
+            full_size.main(["--model", "flux-dev", "--folder", str(tmp_path / "model"), *options])
+        assert message in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 # Of the published checkpoints: blocks, width of a token, of a feed-forward layer.
 SHAPES = {"flux-dev": (57, 3072, 12288), "z-image": (34, 3840, 10240), "wan2.1-1.3b": (30, 1536, 8960)}
 

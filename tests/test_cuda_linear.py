@@ -9,6 +9,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import adatsq
+from adatsq.cuda import activations, sharing
 from adatsq.cuda.linear import PackedLinear, packed_linear
 from adatsq.linear import QuantLinear
 from adatsq.scheme import Scheme, quantized
@@ -66,6 +67,15 @@ def test_it_holds_so_many_bits(w_bits, bits):
     assert held == packed.planes.nbytes + 4 * 64 + 4 * 64 + 4  # float32 scales, bias, the flag
 
 
+def test_scales_of_groups_take_16_bits():
+    reference = layer(Scheme(4, 16, group_size=16))
+    packed, x = PackedLinear(reference), torch.randn(2, 64)
+    assert packed.scale.dtype == torch.bfloat16 and torch.equal(packed.scale.float(), reference.scale)
+    torch.testing.assert_close(packed(x), reference(x), rtol=1e-5, atol=2e-6)
+    reference.scale = reference.scale + 1e-6  # that no 16 bits hold
+    assert PackedLinear(reference).scale.dtype == torch.float32
+
+
 def test_16_bit_weights_are_not_packed():
     with pytest.raises(ValueError, match="layer blocks.0.proj has 16-bit weights"):
         PackedLinear(layer(Scheme(16, 4)))
@@ -90,36 +100,68 @@ def test_bfloat16_modules_keep_their_scales():
     assert torch.equal(packed.to(torch.bfloat16)(x), before)
 
 
+class Attention(nn.Module):
+    """Queries, keys and values of one tensor, and another linear of the same width, as in a model."""
+
+    def __init__(self, seed):
+        super().__init__()
+        for part in ("to_q", "to_k", "to_v", "to_out"):
+            scheme = Scheme(4, 4, rotation=True)
+            setattr(self, part, PackedLinear(layer(scheme, 64, 64, name=f"{seed}.{part}")))
+
+    def forward(self, x):
+        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
+        return self.to_out(nn.functional.scaled_dot_product_attention(q, k, v))
+
+
 class Block(nn.Module):
     def __init__(self, seed):
         super().__init__()
         torch.manual_seed(seed)
+        self.attn = Attention(seed)
         self.up = PackedLinear(layer(Scheme(4, 4, rotation=True, a_clip=True), 64, 128, name=f"{seed}.up"))
         self.down = PackedLinear(layer(Scheme(4, 8), 128, 64, name=f"{seed}.down"))
         self.adaln = PackedLinear(layer(Scheme(4, 16, group_size=16), 64, 64, name=f"{seed}.adaln"))
 
     def forward(self, x):
+        x = x + self.attn(nn.functional.layer_norm(x, (64,)))
         return x + self.down(nn.functional.gelu(self.up(x))) * self.adaln(x[:, :1])
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.gpu)])
-def test_one_graph_for_all_blocks_and_bits(backend):
-    """No graph break, and no new graph for another block or other bits, which a policy changes each step."""
+def test_one_graph_for_all_blocks_and_bits(backend, monkeypatch):
+    """No graph break, and no new graph for another block or other bits, which a policy changes each step.
+
+    Queries, keys and values are of one rounding: the graph gives all three the same tensor.
+    """
     torch._dynamo.reset()
     counter = CompileCounterWithBackend(backend)
     if backend == "inductor" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device: on the CPU it takes 20 s, and differs in no way that matters here")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     blocks = [Block(seed).to(device) for seed in range(3)]
-    plain = [copy.deepcopy(block) for block in blocks]
+    plain = [copy.deepcopy(block) for block in blocks]  # whose layers round for themselves
+    for block in blocks:
+        sharing.assign(block, PackedLinear)
     for block in blocks:
         block.compile(backend=counter, fullgraph=True)  # as compile_repeated_blocks does
+    rounded, quantize = [], activations.quantize
+    monkeypatch.setattr(activations, "quantize", lambda *args: rounded.append(1) or quantize(*args))
+
+    def roundings(call):
+        rounded.clear()
+        return call(), len(rounded)
+
     with torch.no_grad():
         for bits in (4, 3, 8, 5, 2, 4):
             x = torch.randn(2, 5, 64, device=device)
             for block, twin in zip(blocks, plain):
                 block.up.a_bits = twin.up.a_bits = bits
-                torch.testing.assert_close(block(x), twin(x))
+                for part in ("to_q", "to_k", "to_v"):
+                    getattr(block.attn, part).a_bits = getattr(twin.attn, part).a_bits = bits
+                (found, few), (expected, many) = roundings(lambda: block(x)), roundings(lambda: twin(x))  # noqa: B023
+                torch.testing.assert_close(found, expected)
+                assert (few, many) == (4, 6)
     assert counter.frame_count == 1
 
 

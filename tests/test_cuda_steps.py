@@ -43,6 +43,20 @@ def test_what_is_missing_or_fails_is_a_row(tmp_path, monkeypatch):
     assert table.at["not here", "failed"] == "no-such-library is not installed"
 
 
+def test_an_unknown_method_or_model_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(tmp_path / "steps.csv", "--only", "nothing")
+    assert "no method's name contains 'nothing': choose of bf16, adatsq W4" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(tmp_path / "steps.csv", "--model", "flux")
+    assert "invalid choice: 'flux'" in capsys.readouterr().err
+
+
+def test_a_profile_names_what_takes_longest(tmp_path, capsys):
+    table = run(tmp_path / "steps.csv", "--only", "bf16", "--profile")
+    assert (table["kernel_ms"] > 0).all() and " ms " in capsys.readouterr().out.split("aten::addmm")[0]
+
+
 def test_gains_are_within_model_device_and_mode():
     rows = [("bf16", "eager", "gpu", 4.0), ("ours", "eager", "gpu", 2.0), ("ours", "eager", "cpu", 1.0)]
     rows += [("bf16", "compiled", "gpu", 3.0), ("ours", "compiled", "gpu", 2.0)]

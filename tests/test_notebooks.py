@@ -34,6 +34,7 @@ SMALL = {
     "08_wan": {"steps": 2, "calibration_clips": 1, "shown": ["speed"], "w_bits": [3], "beam": 1},
     "09_profiles": {"tested": ["../data/models/flux-dev-mini"], "images": 2, "steps": 2, "resamples": 20},
     "10_tables": {"images": {"flux-schnell-mini": "flux-schnell"}},
+    "11_speed": {"models": ["flux-dev", "wan2.1-1.3b"], "length": 512},
 }
 # And once more away from the defaults: another model that is shipped, or another budget, loss or guidance.
 OTHER = {
@@ -100,6 +101,7 @@ OTHER = {
         "resamples": 20,
     },
     "10_tables": {"images": {"z-image-mini": "z-image"}, "video": {}, "quality": "total"},
+    "11_speed": {"models": ["z-image"], "w_bits": 4, "length": 128},
 }
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 

@@ -2,7 +2,7 @@
 
 from diffusers import DiffusionPipeline
 
-from adatsq.cuda import devices
+from adatsq.cuda import devices, sharing
 from adatsq.cuda.linear import PackedLinear
 from adatsq.linear import QuantLinear
 
@@ -30,6 +30,7 @@ def accelerate(
         if layer.w_bits < 16 and not isinstance(layer, PackedLinear):
             transformer.set_submodule(name, PackedLinear(layer, fast_accumulation))
     layers.clear()
+    sharing.assign(transformer, PackedLinear)
     if verbose:
         print(devices.note(transformer.device))
     return pipe

@@ -17,15 +17,17 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adatsq import integer
-from adatsq.cuda import activations, devices, exact, packing, products
-from adatsq.cuda.linear import packed_linear
-from adatsq.cuda.shapes import SHAPES, TINY, Shape
+from adatsq.cuda import activations, devices, exact, packing, products, sharing
+from adatsq.cuda.linear import PackedLinear, packed_linear
+from adatsq.cuda.shapes import MODULATION, SHAPES, TINY, TINY_MODULATION, Shape
 from adatsq.cuda.timing import bandwidth, milliseconds
 from adatsq.files import write_text
+from adatsq.replacement import MODULATION_GROUP
+from adatsq.scheme import Scheme, quantized
 
 CASES = ((4, 4), (3, 3), (3, 4), (4, 8), (8, 8))  # weight and activation bits
 
@@ -72,18 +74,46 @@ def shape_rows(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bf
         for fast in (False, True) if code is torch.float8_e4m3fn else (False,):
             call = partial(products.multiply, rows, s_x, w, s_w, bias, dtype, fast)
             yield row("product, fast sums" if fast else "product", call, moved, operations, **bits)
+            if code is torch.float8_e4m3fn and w_bits == 4:
+                part = f"one scale, {'fast' if fast else 'slow'} sums"
+                call = partial(_one_scale, rows, w, torch.ones((), device=device), dtype, fast)
+                yield row(part, call, moved, operations, **bits)
         if code is torch.float8_e4m3fn:
             int8 = rows.to(torch.int8), s_x, codes, s_w, bias, dtype
             yield row("product in int8", lambda: products.multiply(*int8), moved, operations, **bits)  # noqa: B023
         finite = torch.ones((), dtype=torch.int32, device=device)
-        call = partial(_whole, x, planes, s_w, bias, torch.tensor(a_bits), finite)
+        bits_and_group = torch.tensor([a_bits, sharing.ALONE, 0])
+        call = partial(_whole, x, planes, s_w, bias, bits_and_group, finite)
         yield row("linear, whole", call, planes.nbytes + in_and_out, operations, **bits)
+
+
+def modulation_rows(
+    shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat16
+) -> Iterator[dict]:
+    """The same of a linear that sees a row per image: 4-bit weights in groups, activations as they come."""
+    inputs, outputs = shape.inputs, shape.outputs
+    linear = nn.Linear(inputs, outputs, device=device, dtype=dtype)
+    packed = PackedLinear(quantized(linear, Scheme(4, 16, group_size=MODULATION_GROUP)))
+    x = torch.randn(shape.tokens, inputs, device=device).to(dtype)
+    for part, module, bits in (
+        ("bf16 linear", linear, {}),
+        ("linear, whole", packed, {"w_bits": 4, "a_bits": 16}),
+    ):
+        time = milliseconds(lambda: module(x), device)  # noqa: B023
+        held = packed.planes.nbytes + 2 * packed.scale.numel() if bits else linear.weight.nbytes
+        operations = 2 * shape.tokens * inputs * outputs
+        yield {**shape._asdict(), "part": part, "ms": time, "bytes": held, "operations": operations, **bits}
 
 
 def _quantize_in_torch(x: Tensor) -> tuple[Tensor, Tensor]:
     """What torch.compile makes one kernel of: without a rotation."""
     scale = integer.absmax_scale(x, 4, clip=0.9)
     return integer.round_to_grid(x.float(), scale, 4).to(torch.int8), scale
+
+
+def _one_scale(x: Tensor, w: Tensor, one: Tensor, dtype: torch.dtype, fast: bool) -> Tensor:
+    """What a scale per row of both operands costs is the difference to this."""
+    return torch._scaled_mm(x, w.t(), scale_a=one, scale_b=one, out_dtype=dtype, use_fast_accum=fast)
 
 
 def _whole(x: Tensor, planes: Tensor, s_w: Tensor, bias: Tensor, bits: Tensor, finite: Tensor) -> Tensor:
@@ -114,8 +144,8 @@ def with_floors(rows: Sequence[dict], bytes_per_second: float, peak: float) -> p
     return table
 
 
-def origin(device: torch.device) -> dict:
-    """Device, versions and commit, for each row of a stored table."""
+def origin(device: torch.device, commit: str | None = None) -> dict:
+    """Device, versions and commit (by default what git says), for each row of a stored table."""
     cuda = device.type == "cuda"
     try:
         import triton
@@ -123,15 +153,17 @@ def origin(device: torch.device) -> dict:
         triton_version = triton.__version__
     except ImportError:
         triton_version = ""
-    git = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
+    here = {"capture_output": True, "text": True, "cwd": Path(__file__).parent}
+    try:
+        commit = commit or subprocess.run(["git", "rev-parse", "--short", "HEAD"], **here).stdout.strip()
+    except OSError:  # there is no git
+        commit = ""
     return {
         "device": torch.cuda.get_device_name(device) if cuda else f"CPU ({platform.machine()})",
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else "",
         "triton": triton_version,
-        "commit": git.stdout.strip(),
+        "commit": commit,
     }
 
 
@@ -144,10 +176,12 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--only", default="", help="shapes whose name contains this; methods: any of a,b,c")
     parser.add_argument("--cpu", action="store_true", help="plain torch, tiny shapes")
     parser.add_argument("--peak", type=float, default=1979, help="TFLOP/s in FP8 and int8 (H200: 1979)")
-    parser.add_argument("--model", default="flux-dev", help="of --steps: flux-dev, z-image or wan2.1-1.3b")
+    models = ("flux-dev", "z-image", "wan2.1-1.3b")
+    parser.add_argument("--model", default=models[0], choices=models, help="of --steps")
     parser.add_argument("--repeats", type=int, default=10, help="of --steps: the median of so many is taken")
     parser.add_argument("--eager", action="store_true", help="of --steps: without torch.compile")
-    parser.add_argument("--commit", help="of --steps: recorded with each row; by default what git says")
+    parser.add_argument("--profile", action="store_true", help="of --steps: the kernels that take longest")
+    parser.add_argument("--commit", help="recorded with each row; by default what git says")
     parser.add_argument("--output", type=Path, help="by default data/results/cuda-{shapes,steps}.csv")
     options = parser.parse_args(arguments)
     options.output = options.output or Path(
@@ -159,19 +193,26 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     if options.steps:
         from adatsq.cuda import steps
 
+        try:
+            steps.chosen(options.only)
+        except ValueError as error:
+            parser.error(str(error))
         return steps.run(options, device)
-    shapes = [shape for shape in (TINY if options.cpu else SHAPES) if options.only in shape.name]
+    few = TINY_MODULATION if options.cpu else MODULATION
+    known = (*(TINY if options.cpu else SHAPES), few)
+    shapes = [shape for shape in known if options.only in shape.name]
     if not shapes:
-        parser.error(f"no shape's name contains {options.only!r}: {', '.join(s.name for s in SHAPES)}")
+        parser.error(f"no shape's name contains {options.only!r}: {', '.join(s.name for s in known)}")
     print(devices.note(device))
     rate, rows = bandwidth(device), []
+    origins = {"copy_bandwidth": rate, "peak_tops": options.peak, **origin(device, options.commit)}
     for shape in shapes:
         with torch.inference_mode():
-            rows += shape_rows(shape, device)
+            rows += (modulation_rows if shape is few else shape_rows)(shape, device)
         packing.release_buffers()
-    table = with_floors(rows, rate, options.peak * 1e12)
-    table = table.assign(copy_bandwidth=rate, peak_tops=options.peak, **origin(device))
-    write_text(options.output, table.to_csv(index=False, float_format="%.5g"))
+        table = with_floors(rows, rate, options.peak * 1e12).assign(**origins)
+        write_text(options.output, table.to_csv(index=False, float_format="%.5g"))
+        print(f"{shape.name}: measured", flush=True)
     shown = ["name", "part", "w_bits", "a_bits", "ms", "floor_ms", "floor_share", "tops", "gain"]
     print(table[shown].to_string(index=False, float_format="{:.3g}".format, na_rep=""))
     print(f"copy: {rate / 1e12:.2f} TB/s; written to {options.output}")

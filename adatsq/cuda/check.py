@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from adatsq import integer
 from adatsq.cuda import activations, devices, exact, packing, products
-from adatsq.cuda.linear import PackedLinear
-from adatsq.cuda.shapes import SHAPES, TINY, Shape
+from adatsq.cuda.linear import FEW, PackedLinear
+from adatsq.cuda.shapes import MODULATION, SHAPES, TINY, TINY_MODULATION, Shape
+from adatsq.replacement import MODULATION_GROUP
 from adatsq.rotation import rotate
 from adatsq.scheme import Scheme, quantized
 
@@ -118,6 +119,19 @@ def layers(shapes: Sequence[Shape], device: torch.device) -> Iterator[Check]:
             packed.a_bits = 4
             packed(x * torch.nan)
             yield Check(f"layer W{w_bits}A4 {shape.name} NaN", not packed.finite, "is noted")
+    yield from modulation(TINY_MODULATION if device.type == "cpu" else MODULATION, device)
+
+
+def modulation(shape: Shape, device: torch.device) -> Iterator[Check]:
+    """Weights alone, in groups: few rows have a kernel of their own, more go through the reference."""
+    linear = nn.Linear(shape.inputs, shape.outputs, device=device).requires_grad_(False)
+    reference = quantized(linear, Scheme(4, 16, group_size=MODULATION_GROUP))
+    packed = PackedLinear(reference)
+    for rows in (1, FEW, FEW + 1):
+        x = torch.randn(rows, shape.inputs).to(device)
+        expected = reference(x)
+        off = float((packed(x) - expected).norm() / expected.norm())
+        yield Check(f"{shape.name} W4A16, {rows} rows", off < 1e-5, f"relative {off:.1e}")
 
 
 def random_codes(shape: tuple[int, int], largest: int, device: torch.device) -> Tensor:

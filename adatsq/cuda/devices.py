@@ -22,14 +22,21 @@ class Abilities(NamedTuple):
         return f"2 to 8 bits: {eight}"
 
 
-@cache
 def abilities(device: torch.device) -> Abilities:
-    """Of a device; the CPU has none of them.
+    """Of a device; the CPU has none of them."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:  # one trial, and one warning, for "cuda" and "cuda:0"
+        device = torch.device("cuda", torch.cuda.current_device())
+    return _abilities(device)
+
+
+@cache
+def _abilities(device: torch.device) -> Abilities:
+    """What `abilities` says, found out once for each device.
 
     FP8 products are used on Hopper only: other cards have FP8 tensor cores too, but what their accumulators
     keep is another question, and their int8 tensor cores are exact by construction.
     """
-    device = torch.device(device)
     if device.type != "cuda":
         return Abilities(triton=False, e4m3=False)
     # From CUDA 12.9 on, cuBLAS takes a scale per row and answers in any dtype.
@@ -39,26 +46,47 @@ def abilities(device: torch.device) -> Abilities:
 
 
 def _triton_works(device: torch.device) -> bool:
-    """Compile a small kernel, run it and look at the result; one warning if that fails."""
+    """Compile the kernels in small, run them and look at the results; one warning if that fails."""
     if importlib.util.find_spec("triton") is None:
         warnings.warn("Triton is not installed: plain torch unpacks and rounds, slowly", stacklevel=2)
         return False
     try:
-        from adatsq import packing
-        from adatsq.cuda.unpack_kernel import unpack_words
-
-        codes = torch.arange(32, device=device).remainder(15).sub(7).to(torch.int8)
-        found = torch.empty(32, dtype=torch.uint8, device=device)
-        unpack_words(packing.pack(codes, 4), found, False)
-        if torch.equal(found.view(torch.int8), codes):
+        wrong = _wrong_kernel(device)
+        if wrong is None:
             return True
-        reason = "a trial kernel computed something else"
+        reason = f"in a trial {wrong} computed something else"
     except Exception as error:  # a missing C compiler, an unknown card: Triton raises all kinds
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     warnings.warn(
         f"Triton does not work on {device} ({reason}): plain torch unpacks and rounds, slowly", stacklevel=2
     )
     return False
+
+
+def _wrong_kernel(device: torch.device) -> str | None:
+    """Which kernel does not compute what plain torch does; None if all do."""
+    from adatsq import integer, packing, rotation
+    from adatsq.cuda.activations_kernel import quantize_rows
+    from adatsq.cuda.few_rows_kernel import multiply_few
+    from adatsq.cuda.products_kernel import multiply_int8
+    from adatsq.cuda.unpack_kernel import unpack_words
+
+    with torch.cuda.device_of(torch.empty(0, device=device)):
+        codes = torch.arange(512, device=device).remainder(15).sub(7).to(torch.int8).view(2, 256)
+        found = torch.empty(512, dtype=torch.uint8, device=device)
+        unpack_words(packing.pack(codes, 4), found, False)
+        if not torch.equal(found.view(torch.int8).view(2, 256), codes):
+            return "the unpacking"
+        one, exact = torch.ones(2, 1, device=device), codes.float() @ codes.float().T
+        if not torch.equal(multiply_int8(codes, one, codes, one, None, torch.float32), exact):
+            return "the product of integers"
+        if not torch.equal(multiply_few(codes.float(), codes, one, None), exact):
+            return "the product of few rows"
+        x = codes.to(torch.bfloat16)
+        rows, _ = quantize_rows(x, 4, 1.0, rotation.signs(256).to(device), None, torch.int8, None)
+        z = rotation.rotate(x.float())
+        off = (integer.quantize(z, integer.absmax_scale(z, 4), 4) - rows).abs()
+        return "the rounding" if off.max() > 1 or off.sum() > 10 else None
 
 
 def note(device: torch.device) -> str:

@@ -26,6 +26,9 @@ K = 167, which no layer has: random inputs pass there, because their sums stay s
 exact for K < 2^31 / (127 * 127) = 133,144.
 """
 
+import torch
+from torch import Tensor
+
 from adatsq.integer import qmax
 
 E4M3_INTEGERS = 16
@@ -33,6 +36,8 @@ ACCUMULATOR = 2**13
 PROMOTION = 128
 FLOAT32 = 2**24
 INT32 = 2**31
+TOGETHER = 32  # products that a tensor core adds at once, in FP8
+KEPT_BITS = 13  # of the accumulator, after its leading one
 
 
 def e4m3_is_exact(largest_x: int, largest_w: int, inputs: int, promoted: bool = True) -> bool:
@@ -64,3 +69,28 @@ def product_of(w_bits: int, a_bits: int, inputs: int) -> str:
     if e4m3_is_exact(largest_x, largest_w, inputs):
         return "e4m3"
     return "int8" if int8_is_exact(largest_x, largest_w, inputs) else "float"
+
+
+def accumulated(x: Tensor, w: Tensor, interval: int | None = PROMOTION) -> float:
+    """sum_k x[k] w[k] of float vectors by a model of the tensor core, to see the bound at work.
+
+    TOGETHER products and the accumulator are aligned to the largest of them, and what lies below KEPT_BITS
+    after its leading one is cut off. interval: k between two promotions to float32, None for never.
+    """
+    total, accumulator = torch.zeros((), dtype=torch.float32), torch.zeros((), dtype=torch.float64)
+    products = x.double() * w.double()
+    for start in range(0, len(products), TOGETHER):
+        if interval and start and start % interval == 0:
+            total, accumulator = total + accumulator.float(), torch.zeros_like(accumulator)
+        addends = torch.cat([products[start : start + TOGETHER], accumulator[None]])
+        accumulator = _cut(_cut(addends).sum())
+    return float(total + accumulator.float())
+
+
+def _cut(addends: Tensor) -> Tensor:
+    """Without the bits that lie too far below the leading one of the largest."""
+    largest = addends.abs().max()
+    if largest == 0:
+        return addends
+    unit = 2.0 ** (largest.log2().floor() - KEPT_BITS)
+    return (addends / unit).trunc() * unit

@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--folder", required=True, help="of the full-precision pipeline; -wBITS is put behind"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda", help="cuda (by default), or cpu, for toys")
     parser.add_argument("--tiny", action="store_true", help="a toy of the same classes")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--every", type=int, default=5, help="calibrate on every so many timesteps")
@@ -198,7 +198,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("data/results/full-size.csv"))
     parser.add_argument("--commit", help="recorded with each row; by default what git says")
-    Run(parser.parse_args(arguments)).run()
+    args = parser.parse_args(arguments)
+    if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device: --device cpu --tiny runs a toy of the same classes")
+    if args.prompts not in range(1, len(PROMPTS) + 1):
+        parser.error(f"--prompts must be 1 to {len(PROMPTS)}, got {args.prompts}")
+    Run(args).run()
 
 
 if __name__ == "__main__":

@@ -11,9 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adatsq import packing as files
-from adatsq.cuda import activations, devices, packing, products
+from adatsq.cuda import activations, devices, packing, products, sharing
 from adatsq.cuda.exact import product_of
 from adatsq.linear import QuantLinear
+from adatsq.rotation import rotate
+
+FEW = 16  # rows, up to which a product with weights alone quantised reads them as they are
+OPERATOR = "adatsq::packed_linear"
 
 
 class PackedLinear(QuantLinear):
@@ -48,6 +52,8 @@ class PackedLinear(QuantLinear):
             **{key: getattr(linear, key) for key in options},
         )
         self.fast_accumulation = fast_accumulation
+        if self.group_size is not None:  # many scales, of 16 bits; one a row is few, and wanted in float32
+            self.scale = files.narrow(self.scale)
         if planes is None:
             planes = packing.pack(self.codes, self.w_bits, self.zero is None)
         else:
@@ -61,14 +67,24 @@ class PackedLinear(QuantLinear):
     @property
     def a_bits(self) -> int:
         """Activation bits: 2..8, or 16."""
-        return int(self._bits)
+        return int(self._bits[0])
 
     @a_bits.setter
     def a_bits(self, bits: int) -> None:
         if "_bits" not in self.__dict__:
             with torch.inference_mode(False):
-                self._bits = torch.zeros((), dtype=torch.int64, device="cpu")
-        self._bits.fill_(bits)
+                self._bits = torch.zeros(3, dtype=torch.int64, device="cpu")
+        self._bits[0] = bits
+
+    @property
+    def group(self) -> tuple[int, int]:
+        """Number of the layers that may share a rounding of activations (`sharing`; 0: none), and the
+        position among them."""
+        return int(self._bits[1]), int(self._bits[2])
+
+    @group.setter
+    def group(self, number_and_position: tuple[int, int]) -> None:
+        self._bits[1], self._bits[2] = number_and_position
 
     @property
     def integers(self) -> bool:
@@ -108,8 +124,20 @@ class PackedLinear(QuantLinear):
         return y + F.linear(F.linear(z, self.down.to(x.dtype)), self.up.to(x.dtype))
 
 
-@torch.library.custom_op("adatsq::packed_linear", mutates_args={"finite"})
-def packed_linear(
+# Defined by its schema: `torch.library.custom_op` does the same, but its checks in Python take longer at each
+# call (some hundred microseconds) than the product of a layer takes on the GPU. Any layout of x is welcome:
+# if one were asked for, torch.compile would write x anew for each layer that reads it.
+torch.library.define(
+    OPERATOR,
+    "(Tensor x, Tensor planes, Tensor scale, Tensor? bias, Tensor? zero, Tensor? smoothing, Tensor bits, "
+    "Tensor(a!) finite, SymInt outputs, bool rotation, float a_clip, SymInt? a_group_size, "
+    "bool a_asymmetric, float shift, SymInt? seed, bool integers, bool fast_accumulation) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout),
+)
+
+
+@torch.library.impl(OPERATOR, "default")
+def _packed_linear(
     x: Tensor,
     planes: Tensor,
     scale: Tensor,
@@ -128,15 +156,23 @@ def packed_linear(
     integers: bool,
     fast_accumulation: bool,
 ) -> Tensor:
-    """What `PackedLinear` computes, without its low-rank branch. bits: on the CPU. a_clip: -1 for True.
-    finite becomes 0 if x is not."""
-    a_bits, w_bits, inputs = int(bits), len(planes), x.shape[-1]
+    """What `PackedLinear` computes, without its low-rank branch. bits: on the CPU, activation bits and the
+    layer's `group`. a_clip: -1 for True. finite becomes 0 if x is not."""
+    (a_bits, group, position), w_bits, inputs = bits.tolist(), len(planes), x.shape[-1]
     clip = a_clip if a_clip >= 0 else True
     shape = (outputs, inputs)
     product = product_of(w_bits, a_bits, inputs) if integers else "float"
     if product == "float":
+        sharing.forget(x.device)
+        if zero is not None:  # codes that the kernel does not know
+            codes = files.unpack(packing.trimmed(planes, shape), w_bits, shape)
+        else:
+            with torch.cuda.device_of(x):
+                codes = packing.unpack(planes, shape, torch.int8, packing.shared_buffer(planes))
+            if a_bits == 16 and _few(x):
+                return _times_few(x, codes, scale, bias, smoothing, rotation, seed, finite)
         linear = QuantLinear(
-            files.unpack(packing.trimmed(planes, shape), w_bits, shape),
+            codes,
             scale,
             bias,
             w_bits,
@@ -154,26 +190,56 @@ def packed_linear(
     e4m3 = product == "e4m3" and devices.abilities(x.device).e4m3
     dtype = torch.float8_e4m3fn if e4m3 else torch.int8
     rows = x.reshape(-1, inputs)
+    ratio = activations.clip_ratio(clip, a_bits, inputs)
+    smooth = None if smoothing is None else smoothing.data_ptr()
+    key = sharing.key_of(group, x, a_bits, ratio, rotation, smooth, seed, dtype)
+    shared = sharing.take(key, position, x.device)
     with torch.cuda.device_of(x):  # where Triton launches its kernels
-        codes, s_x = activations.quantize(
-            rows,
-            a_bits,
-            activations.clip_ratio(clip, a_bits, inputs),
-            rotation,
-            smoothing,
-            seed,
-            dtype,
-            finite,
-        )
+        if shared is None:
+            codes, s_x = activations.quantize(rows, a_bits, ratio, rotation, smoothing, seed, dtype, finite)
+            sharing.keep(key, position, codes, s_x)
+        else:
+            codes, s_x = shared.codes, shared.scale
         weight = packing.unpack(planes, shape, dtype, packing.shared_buffer(planes))
         y = products.multiply(codes, s_x, weight, scale.float(), bias, x.dtype, fast_accumulation)
     return y.view(*x.shape[:-1], outputs)
 
 
-@packed_linear.register_fake
+@torch.library.register_fake(OPERATOR)
 def _(x: Tensor, planes: Tensor, *others) -> Tensor:
     outputs = others[6]
     return x.new_empty(*x.shape[:-1], outputs)
+
+
+packed_linear = torch.ops.adatsq.packed_linear.default
+
+
+def _few(x: Tensor) -> bool:
+    return 0 < x.numel() <= FEW * x.shape[-1] and devices.abilities(x.device).triton
+
+
+def _times_few(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    smoothing: Tensor | None,
+    rotation: bool,
+    seed: int | None,
+    finite: Tensor,
+) -> Tensor:
+    """`QuantLinear.forward` with 16-bit activations, few rows of them."""
+    from adatsq.cuda.few_rows_kernel import multiply_few
+
+    rows = x.reshape(-1, x.shape[-1])
+    if smoothing is not None:
+        rows = rows.float() / smoothing.float()
+    if rotation:
+        rows = rotate(rows.float(), seed)
+    finite.logical_and_(torch.isfinite(rows).all())
+    with torch.cuda.device_of(x):
+        y = multiply_few(rows.to(x.dtype), codes, scale, bias)
+    return y.view(*x.shape[:-1], len(codes))
 
 
 def _noting(linear: QuantLinear, x: Tensor, finite: Tensor) -> Tensor:

@@ -50,8 +50,7 @@ class Rows:
 
 def versions(device: torch.device, commit: str | None = None) -> dict:
     """Device, versions and commit, for each row."""
-    found = {**origin(device), "diffusers": diffusers.__version__}
-    return {**found, "commit": commit} if commit else found
+    return {**origin(device, commit), "diffusers": diffusers.__version__}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adatsq import packing
-from adatsq.cuda import devices
+from adatsq.cuda import devices, sharing
 from adatsq.cuda.exact import E4M3_INTEGERS
 from adatsq.integer import qmax
 
@@ -74,6 +74,12 @@ def shared_buffer(planes: Tensor) -> Tensor:
     return buffer
 
 
+def buffer_bytes(device: torch.device) -> int:
+    """What the shared buffers on devices of this kind take now."""
+    return sum(buffer.nbytes for place, buffer in _buffers.items() if place.type == device.type)
+
+
 def release_buffers() -> None:
-    """Give the shared buffers back; they are made again when needed."""
+    """Give the shared buffers back, and codes of activations; they are made again when needed."""
     _buffers.clear()
+    sharing.forget()

@@ -12,6 +12,8 @@ class Shape(NamedTuple):
 
 # 1024 x 1024 pixels and 512 tokens of text; 480 x 832 pixels, 81 frames.
 SHAPES = (
+    Shape("Flux to_q", 4608, 3072, 3072),
+    Shape("Flux text to_q", 512, 3072, 3072),
     Shape("Flux qkv", 4608, 3072, 9216),
     Shape("Flux ff in", 4608, 3072, 12288),
     Shape("Flux ff out", 4608, 12288, 3072),
@@ -19,5 +21,8 @@ SHAPES = (
     Shape("Wan 1.3B ff in", 32760, 1536, 8960),
     Shape("Wan 1.3B ff out", 32760, 8960, 1536),
 )
+# A modulation linear of a double block: a row per image, weights alone quantised, in groups.
+MODULATION = Shape("Flux modulation", 1, 3072, 18432)
 # What the same code runs in a second on a CPU.
+TINY_MODULATION = Shape("tiny modulation", 1, 128, 48)
 TINY = (Shape("tiny", 8, 256, 32), Shape("odd", 5, 36, 7))

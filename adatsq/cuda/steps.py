@@ -95,10 +95,17 @@ class Steps:
     """The rows of one model, method after method; `base` is the bfloat16 transformer that all start from."""
 
     def __init__(
-        self, model: str, device: torch.device, rows: Rows, tiny: bool, repeats: int, modes: tuple[str, ...]
+        self,
+        model: str,
+        device: torch.device,
+        rows: Rows,
+        tiny: bool,
+        repeats: int,
+        modes: tuple[str, ...],
+        profiled: bool = False,
     ) -> None:
         self.model, self.device, self.rows, self.repeats = model, device, rows, repeats
-        self.modes = modes
+        self.modes, self.profiled = modes, profiled
         start = time.perf_counter()
         self.base = build(model, device, tiny).transformer
         self.arguments = inputs(model, self.base, device, tiny)
@@ -166,12 +173,16 @@ class Steps:
         y = answer(module, self.arguments).float()
         weight_bytes, found = tensor_bytes(module), {}
         if self.device.type == "cuda":
+            # the full-precision transformer, and the arguments; the buffer of unpacked weights is ours
             others = torch.cuda.memory_allocated(self.device) - weight_bytes
+            others -= packing.buffer_bytes(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             answer(module, self.arguments)
             torch.cuda.synchronize(self.device)
             found["peak_bytes"] = torch.cuda.max_memory_allocated(self.device) - others
         ms = milliseconds(lambda: answer(module, self.arguments), self.device, self.repeats, 2)
+        if self.profiled:
+            found["kernel_ms"] = kernel_ms(lambda: answer(module, self.arguments), self.device)
         return {
             "ms": ms,
             "error": float((y - self.expected).norm() / self.expected.norm()),
@@ -194,6 +205,25 @@ class Steps:
             torch.cuda.empty_cache()
 
 
+def kernel_ms(call: Callable, device: torch.device) -> float:
+    """Milliseconds of all kernels of a call; prints those that take longest.
+
+    If that is far below the time of the call, the device waits for the CPU to launch them.
+    """
+    activity = torch.profiler.ProfilerActivity
+    activities = [activity.CPU, *([activity.CUDA] if device.type == "cuda" else [])]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+    events, of = profile.key_averages(), "device" if device.type == "cuda" else "cpu"
+    if device.type == "cuda":  # operators of torch have the times of their kernels too
+        events = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    times = {event.key: getattr(event, f"self_{of}_time_total") / 1000 for event in events}
+    calls = {event.key: event.count for event in events}
+    for name in sorted(times, key=times.get, reverse=True)[:20]:
+        print(f"{times[name]:9.3f} ms {calls[name]:6d} x {name[:90]}", flush=True)
+    return sum(times.values())
+
+
 def with_gains(table: pd.DataFrame) -> pd.DataFrame:
     """gain: how many times as fast as bfloat16 of the same model, device and mode."""
     plain = table[table["method"] == "bf16"].set_index(["model", "device", "mode"])
@@ -207,22 +237,32 @@ def shown(table: pd.DataFrame) -> str:
     return table.reindex(columns=SHOWN).to_string(index=False, float_format="{:.4g}".format, na_rep="")
 
 
+def chosen(only: str) -> list[str]:
+    """Methods whose name contains one of the parts of "a,b,c". ValueError if none does."""
+    names = ("bf16", *(f"adatsq W{w_bits}" for w_bits in OURS), *PEERS)
+    found = [name for name in names if any(part in name for part in only.split(","))]
+    if not found:
+        raise ValueError(f"no method's name contains {only!r}: choose of {', '.join(names)}")
+    return found
+
+
 def run(options: argparse.Namespace, device: torch.device) -> pd.DataFrame:
-    """Measure the methods whose name contains options.only, print and write the table."""
+    """Measure the methods that options.only asks for, print and write the table."""
     print(devices.note(device), flush=True)
     name = f"{options.model}{'-tiny' if options.cpu else ''}, random weights"
     fixed = {"model": name, "seed": 0, "n": options.repeats, "failed": "", **versions(device, options.commit)}
     rows = Rows(options.output, fixed, keys=("model", "method", "w_bits", "a_bits", "mode", "device"))
     modes = ("eager",) if options.eager else ("eager", "compiled")
-    steps = Steps(options.model, device, rows, options.cpu, options.repeats, modes)
-    methods = {"bf16": steps.bf16}
-    methods |= {f"adatsq W{w_bits}": lambda w_bits=w_bits: steps.ours(w_bits) for w_bits in OURS}
-    methods |= {name: lambda name=name, peer=peer: steps.peer(name, peer) for name, peer in PEERS.items()}
-    for name, method in methods.items():
-        if any(part in name for part in options.only.split(",")):
-            start = time.perf_counter()
-            method()
-            print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
+    steps = Steps(options.model, device, rows, options.cpu, options.repeats, modes, options.profile)
+    for name in chosen(options.only):
+        start = time.perf_counter()
+        if name == "bf16":
+            steps.bf16()
+        elif name in PEERS:
+            steps.peer(name, PEERS[name])
+        else:
+            steps.ours(int(name[-1]))
+        print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
     rows.write()  # the gains of rows that were measured before bfloat16's
     print(shown(rows.table[rows.table["model"] == fixed["model"]]))
     return rows.table

@@ -1,0 +1,200 @@
+"""Figures of speed: rooflines, milliseconds by kind of work, and the tables that the GPU commands write."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from adatsq.colors import METHOD_COLORS
+from adatsq.plots import INK
+from adatsq.roofline import Card
+
+# Kinds of work, so that they differ in lightness too.
+WORK_COLORS = {
+    "products": "#0072B2",
+    "attention": "#E69F00",
+    "rest": "#BBBBBB",
+    "unpacking weights": "#CC79A7",
+    "rounding activations": "#009E73",
+}
+ROOFS = {"bf16": "#666666", "fp8": METHOD_COLORS["adatsq"]}
+MODES = {"eager": "#BBBBBB", "compiled": "#0072B2"}
+
+
+def read(file: str | Path) -> pd.DataFrame:
+    """A table of the GPU commands; empty if it is not there."""
+    return pd.read_csv(file) if Path(file).exists() else pd.DataFrame()
+
+
+def origin(table: pd.DataFrame) -> str:
+    """Where rows were measured, in words."""
+    of = table.drop_duplicates(["device", "torch", "commit"])
+    return "; ".join(f"{r.device}, torch {r.torch}, commit {r.commit}" for r in of.itertuples())
+
+
+def roofline(floors: pd.DataFrame, card: Card, title: str, measured: pd.DataFrame | None = None) -> Axes:
+    """The two roofs over operations per byte, a hollow point on each roof per shape (`roofline.floors`).
+
+    measured: rows of cuda-shapes.csv; their products and whole linears are full points at what they reached.
+    """
+    _, ax = plt.subplots(figsize=(7.0, 4.2))
+    x = np.geomspace(0.5, 2e4, 200)
+    for name, peak in (("bf16", card.bf16), ("fp8", card.fp8)):
+        ax.plot(x, np.minimum(x * card.bandwidth, peak) / 1e12, color=ROOFS[name], linewidth=1.4)
+        ax.annotate(f"{name} peak", (2e4, peak / 1e12), ha="right", va="bottom", color=ROOFS[name])
+        size = floors["bytes"] if name == "bf16" else _one_byte(floors)
+        reached = floors["operations"] / floors[name] / 1e9
+        ax.scatter(floors["operations"] / size, reached, s=22, facecolor="none", edgecolor=ROOFS[name])
+    if measured is not None and len(measured):
+        for part, marker in (("bf16 linear", "o"), ("product", "^"), ("linear, whole", "s")):
+            rows = measured[measured["part"] == part].dropna(subset=["tops"])
+            kind = "bf16" if part == "bf16 linear" else "fp8"
+            if "codes" in rows and kind == "fp8":
+                rows = rows[rows["codes"].isin(["float8_e4m3fn"])]
+            at = rows["operations"] / rows["bytes"]
+            ax.scatter(at, rows["tops"], s=26, marker=marker, color=ROOFS[kind], label=f"measured: {part}")
+        ax.legend(loc="lower right")
+    for several in (False, True):
+        rows = floors[(floors["tokens"] > 1) == several]
+        if len(rows):
+            low, high = rows["tokens"].min(), rows["tokens"].max()
+            said = "1 row" if high == 1 else f"{low:,} to {high:,} rows" if low < high else f"{low:,} rows"
+            here = (rows["operations"] / rows["bytes"]).min(), (rows["operations"] / rows["bf16"]).min() / 1e9
+            ax.annotate(said, here, xytext=(4, -14), textcoords="offset points", color=INK, fontsize=8)
+    ax.set(xscale="log", yscale="log", title=title)
+    ax.set(xlabel="operations per byte that is moved", ylabel="10¹² operations per second")
+    return ax
+
+
+def _one_byte(floors: pd.DataFrame) -> pd.Series:
+    """Bytes of a product of one-byte codes with an answer in bfloat16."""
+    rows, inputs, outputs = floors["tokens"], floors["inputs"], floors["outputs"]
+    return inputs * outputs + rows * inputs + 2 * rows * outputs
+
+
+def work(table: pd.DataFrame, title: str, xlabel: str = "milliseconds per step, at least") -> Axes:
+    """Stacked bars: a row per case, a part per column; the sum stands at the end."""
+    _, ax = plt.subplots(figsize=(7.0, 1.3 + 0.42 * len(table)))
+    left, places = np.zeros(len(table)), np.arange(len(table))[::-1]
+    for kind in table:
+        values = table[kind].to_numpy(dtype=float)
+        ax.barh(places, values, 0.7, left, color=WORK_COLORS[kind], edgecolor="white", label=kind)
+        for place, start, value in zip(places, left, values):
+            if value > 0.05 * table.sum(axis=1).max():
+                color = "white" if kind == "products" else INK
+                ax.text(
+                    start + value / 2,
+                    place,
+                    f"{value:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color=color,
+                )
+        left = left + values
+    for place, total in zip(places, left):
+        ax.annotate(f"{total:.0f} ms", (total, place), (4, 0), textcoords="offset points", va="center")
+    ax.set_yticks(places, table.index)
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlim(0, 1.12 * left.max())
+    ax.set(title=title, xlabel=xlabel)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    return ax
+
+
+def parts(measured: pd.DataFrame, title: str) -> Figure:
+    """A panel per shape of cuda-shapes.csv: measured ms of each part, and its floor as an upright stroke."""
+    names = list(dict.fromkeys(measured["name"]))
+    rows = -(-len(names) // 2)
+    most = measured.groupby("name").size().max()
+    size = (7.0, 0.8 + rows * (0.5 + 0.15 * most))
+    figure, axes = plt.subplots(rows, min(2, len(names)), figsize=size, squeeze=False)
+    for ax, name in zip(axes.flat, names):
+        table = measured[measured["name"] == name]
+        places = np.arange(len(table))[::-1]
+        colors = [MODES["compiled"] if part == "linear, whole" else MODES["eager"] for part in table["part"]]
+        ax.barh(places, table["ms"], 0.7, color=colors)
+        ax.vlines(table["floor_ms"], places - 0.4, places + 0.4, color=INK, linewidth=1.4)
+        ax.set_yticks(places, [_part(row) for row in table.itertuples()], fontsize=6)
+        ax.tick_params(axis="y", length=0)
+        ax.set_ylim(len(table) - 0.3 - most, len(table) - 0.3)
+        ax.set_title(name, fontsize=9, fontweight="normal")
+        ax.set_xlabel("ms; stroke: floor", fontsize=8)
+    for ax in axes.flat[len(names) :]:
+        ax.set_axis_off()
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return figure
+
+
+def _part(row) -> str:
+    bits = [
+        f"{letter}{value:g}" for letter, value in (("W", row.w_bits), ("A", row.a_bits)) if value == value
+    ]
+    return f"{row.part} {''.join(bits)}".strip()
+
+
+def steps(measured: pd.DataFrame, title: str) -> Axes:
+    """Of cuda-steps.csv, one model: ms of each method, eager and compiled; what failed is written instead.
+
+    A dotted line stands at compiled bfloat16, or eager where that is all there is.
+    """
+    measured = measured.assign(row=[_method(row) for row in measured.itertuples()])
+    names = list(dict.fromkeys(measured["row"]))
+    modes = [mode for mode in MODES if mode in set(measured["mode"])]
+    _, ax = plt.subplots(figsize=(7.0, 1.2 + 0.36 * len(names)))
+    width = 0.8 / len(modes)
+    for i, mode in enumerate(modes):
+        table = measured[measured["mode"] == mode].drop_duplicates("row", keep="last").set_index("row")
+        places = np.arange(len(names))[::-1] + ((len(modes) - 1) / 2 - i) * width
+        values = table["ms"].reindex(names)
+        ax.barh(places, values, 0.92 * width, color=MODES[mode], label=mode)
+        for place, name, value in zip(places, names, values):
+            failed = table["failed"].get(name)
+            if value == value:
+                said = f"{value:.0f} ms" if value >= 10 else f"{value:.2g} ms"
+            else:
+                said = failed[:60] if isinstance(failed, str) else ""
+            ax.annotate(
+                said,
+                (value if value == value else 0, place),
+                (3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=6.5,
+            )
+    plain = measured[(measured["method"] == "bf16") & (measured["mode"] == modes[-1])]["ms"].dropna()
+    if len(plain):
+        ax.axvline(plain.iloc[-1], color=INK, linewidth=0.8, linestyle=":")
+    ax.set_yticks(range(len(names))[::-1], names)
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(-0.6, len(names) - 0.4)
+    ax.margins(x=0.12)
+    ax.set(title=title, xlabel="milliseconds per step")
+    if len(modes) > 1:
+        ax.legend(loc="lower right")
+    return ax
+
+
+def _method(row) -> str:
+    """Ours has several widths; the others' names say theirs."""
+    return f"{row.method} W{row.w_bits:g}A{row.a_bits:g}" if row.method == "adatsq" else row.method
+
+
+def full_size(measured: pd.DataFrame, title: str) -> Axes:
+    """Seconds of each phase of full-size.csv, on a logarithmic axis, a colour per model."""
+    rows = measured[measured["metric"].str.endswith("_s") & ~measured["metric"].str.startswith("step")]
+    rows = rows.assign(phase=rows["method"] + ": " + rows["metric"].str.removesuffix("_s"))
+    phases, models = list(dict.fromkeys(rows["phase"])), list(dict.fromkeys(rows["model"]))
+    _, ax = plt.subplots(figsize=(7.0, 1.2 + 0.26 * len(phases)))
+    for model, color in zip(models, plt.get_cmap("cividis")(np.linspace(0.1, 0.9, len(models)))):
+        table = rows[rows["model"] == model].drop_duplicates("phase", keep="last")
+        places = [len(phases) - 1 - phases.index(phase) for phase in table["phase"]]
+        ax.scatter(table["value"], places, color=color, s=26, label=model, zorder=3)
+    ax.set_yticks(range(len(phases))[::-1], [phase.replace("_", " ") for phase in phases])
+    ax.grid(axis="y", color="#EEEEEE", linewidth=0.6)
+    ax.set(xscale="log", title=title, xlabel="seconds")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    return ax

@@ -1,0 +1,80 @@
+"""What a device can do: the kernels are tried in small, and what fails is said once."""
+
+import sys
+import types
+import warnings
+
+import pytest
+import torch
+
+from adatsq.cuda import devices
+
+CPU = torch.device("cpu")
+
+
+def test_the_cpu_needs_no_trial():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert devices.abilities("cpu") == devices.Abilities(triton=False, e4m3=False)
+    assert devices.note(CPU) == "cpu: no CUDA, the reference in plain torch"
+
+
+def test_without_triton(monkeypatch):
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
+    with pytest.warns(UserWarning, match="Triton is not installed: plain torch unpacks") as caught:
+        assert not devices._triton_works(CPU)
+    assert len(caught) == 1
+
+
+def test_a_kernel_that_does_not_compile_is_one_warning(monkeypatch):
+    def fails(device):
+        raise RuntimeError("no C compiler\nfound")
+
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(devices, "_wrong_kernel", fails)
+    with pytest.warns(UserWarning, match=r"does not work on cpu \(RuntimeError: no C compiler\)") as caught:
+        assert not devices._triton_works(CPU)
+    assert len(caught) == 1
+    monkeypatch.setattr(devices, "_wrong_kernel", lambda device: "the rounding")
+    with pytest.warns(UserWarning, match="in a trial the rounding computed something else"):
+        assert not devices._triton_works(CPU)
+
+
+def test_one_trial_for_all_names_of_a_card(monkeypatch):
+    tried = []
+    monkeypatch.setattr(devices, "_triton_works", lambda device: bool(tried.append(device)))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    devices._abilities.cache_clear()
+    for name in ("cuda", "cuda:0", torch.device("cuda", 0)):
+        assert devices.abilities(name) == devices.Abilities(triton=False, e4m3=False)
+    devices._abilities.cache_clear()
+    assert tried == [torch.device("cuda", 0)]
+
+
+@pytest.mark.parametrize(
+    ("module", "kernel", "said"),
+    [
+        ("unpack_kernel", "unpack_words", "the unpacking"),
+        ("products_kernel", "multiply_int8", "the product of integers"),
+        ("few_rows_kernel", "multiply_few", "the product of few rows"),
+        ("activations_kernel", "quantize_rows", "the rounding"),
+    ],
+)
+def test_the_trial_knows_right_from_wrong(module, kernel, said, kernel_device, monkeypatch):
+    __import__(f"adatsq.cuda.{module}")
+    there: types.ModuleType = sys.modules[f"adatsq.cuda.{module}"]
+    assert devices._wrong_kernel(kernel_device) is None
+    right = getattr(there, kernel)
+
+    def wrong(*args):
+        """As a kernel may that leaves the last row out."""
+        found = right(*args)
+        for answer in (found, *args[1:2]) if module == "unpack_kernel" else (found,):
+            answer = answer[0] if isinstance(answer, tuple) else answer
+            if answer is not None:
+                answer.view(torch.uint8)[len(answer) // 2 :] = 0
+        return found
+
+    monkeypatch.setattr(there, kernel, wrong)
+    assert devices._wrong_kernel(kernel_device) == said

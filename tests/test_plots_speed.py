@@ -1,0 +1,100 @@
+"""Figures of speed on tables such as the GPU commands write, made up or measured in small."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from adatsq import plots_speed, roofline
+from adatsq.cuda import benchmark
+
+CARD = roofline.Card(1e15, 2e15, 4e12, {})
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def shapes():
+    rows = [("block linears", 4608, 3072, 9216, 10), ("modulation linears", 1, 3072, 18432, 2)]
+    table = pd.DataFrame(rows, columns=["kind", "tokens", "inputs", "outputs", "calls"])
+    weights = table["inputs"] * table["outputs"]
+    moved = 2 * (weights + table["tokens"] * (table["inputs"] + table["outputs"]))
+    return table.assign(operations=2 * table["tokens"] * weights, bytes=moved)
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_a_file_that_is_not_there_is_an_empty_table(tmp_path):
+    assert plots_speed.read(tmp_path / "none.csv").empty
+    (tmp_path / "some.csv").write_text("ms,device,torch,commit\n1,H200,2.11,abc\n2,H200,2.11,abc\n")
+    table = plots_speed.read(tmp_path / "some.csv")
+    assert len(table) == 2 and plots_speed.origin(table) == "H200, torch 2.11, commit abc"
+
+
+def test_points_are_on_the_roofs_and_none_above():
+    floors = roofline.floors(shapes(), CARD, 3)
+    ax = plots_speed.roofline(floors, CARD, "title")
+    bf16, fp8 = (points.get_offsets().data for points in ax.collections)
+    assert bf16[0, 1] == pytest.approx(1000) and fp8[0, 1] == pytest.approx(2000)  # many rows: the peak
+    few = 2 * 3072 * 18432 / (2 * (3072 * 18432 + 3072 + 18432))  # one row: an operation per byte
+    assert bf16[1] == pytest.approx([few, 4 * few])
+    assert {"4,608 rows", "1 row", "bf16 peak", "fp8 peak"} == set(texts(ax))
+
+
+def test_measured_points_come_with_the_file(tmp_path):
+    file = tmp_path / "shapes.csv"
+    benchmark.main(["--shapes", "--cpu", "--only", "tiny", "--output", str(file)])
+    measured = plots_speed.read(file)
+    measured.loc[measured["part"] == "product", "codes"] = "float8_e4m3fn"  # as on a Hopper card
+    floors = roofline.floors(shapes(), CARD, 3)
+    ax = plots_speed.roofline(floors, CARD, "title", measured)
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["measured: bf16 linear", "measured: product", "measured: linear, whole"]
+    figure = plots_speed.parts(measured, "title")
+    titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
+    assert titles == ["tiny", "tiny modulation"]
+    first = figure.axes[0]
+    assert len(first.patches) == (measured["name"] == "tiny").sum()
+    assert "linear, whole W3A3" in [label.get_text() for label in first.get_yticklabels()]
+
+
+def test_bars_add_up():
+    table = pd.DataFrame(
+        {"products": [60.0, 30.0], "attention": 15.0, "unpacking weights": [0.0, 5.0]}, ["a", "b"]
+    )
+    ax = plots_speed.work(table, "title")
+    assert [patch.get_width() for patch in ax.patches] == [60, 30, 15, 15, 0, 5]
+    assert texts(ax)[-2:] == ["75 ms", "50 ms"]
+
+
+def test_methods_and_failures_are_rows():
+    columns = ["method", "w_bits", "a_bits", "mode", "ms", "failed"]
+    rows = [
+        ("bf16", 16, 16, "eager", 170.0, None),
+        ("bf16", 16, 16, "compiled", 128.0, None),
+        ("adatsq", 3, 4, "eager", 120.0, None),
+        ("adatsq", 3, 4, "compiled", 100.0, None),
+        ("gemlite A8W8", 8, 8, "eager", None, "ImportError: no kernel"),
+    ]
+    ax = plots_speed.steps(pd.DataFrame(rows, columns=columns), "title")
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == ["bf16", "adatsq W3A4", "gemlite A8W8"]
+    assert {"170 ms", "128 ms", "100 ms", "ImportError: no kernel"} <= set(texts(ax))
+    assert ax.get_lines()[0].get_xdata()[0] == 128  # the line to beat
+
+
+def test_phases_of_full_size_runs():
+    rows = [
+        ("flux", "fp", "load_s", 20.0),
+        ("flux", "adatsq", "search_s", 60.0),
+        ("wan", "fp", "load_s", 3.0),
+    ]
+    rows += [("flux", "fp", "step_s", 0.1), ("flux", "fp", "disk_bytes", 2e10)]
+    table = pd.DataFrame(rows, columns=["model", "method", "metric", "value"])
+    ax = plots_speed.full_size(table, "title")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["fp: load", "adatsq: search"]
+    assert [len(points.get_offsets()) for points in ax.collections] == [2, 1]
