@@ -11,11 +11,11 @@ function svg(tag, attributes, parent, text) {
   return element;
 }
 
-// "layers.0.attention.to_q" is in block "layers 0"; Flux's blocks have names of their own.
+// "layers.0.attention.to_q" is in block "layer 0"; Flux's blocks have names of their own.
 const BLOCKS = { transformer_blocks: "double", single_transformer_blocks: "single", noise_refiner: "noise", context_refiner: "context" };
 function blockOf(layer) {
   const [list, number] = layer.split(".");
-  return `${BLOCKS[list] || list} ${number}`;
+  return `${BLOCKS[list] || list.replace(/s$/, "")} ${number}`;
 }
 const shortName = (layer) => `${blockOf(layer)} ${layer.split(".").slice(2).join(".")}`;
 
