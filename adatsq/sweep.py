@@ -124,6 +124,7 @@ def sweep(
         "a_bits": list(A_BITS),
         "calibration": len(trace),
         "search": min(SEARCH, len(trace)),
+        "frames": FRAMES if reference.ndim == 5 else 1,  # of a clip, shown
         "fisher": [[float(f"{v:.3g}") for v in row] for row in scores],
         "prompts": [
             {"text": text, "seed": seed, "image": picture(image)}
