@@ -101,8 +101,9 @@ function policyFigure(figure, paint) {
   s.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     const end = { Home: 0, End: now.data.timesteps.length - 1 }[event.key];
-    const digit = now.data.a_bits.includes(Number(event.key)) ? event.key : [" ", "Enter"].includes(event.key) ? brush() : "";
-    if (!step && end === undefined && !digit) return;
+    const stroke = [" ", "Enter"].includes(event.key); // without a brush too: a space would scroll the page
+    const digit = now.data.a_bits.includes(Number(event.key)) ? event.key : stroke ? brush() : "";
+    if (!step && end === undefined && !digit && !stroke) return;
     taken(event);
     if (step) [place.t, place.l] = [place.t + step[0], place.l + step[1]];
     if (end !== undefined) place.t = end;
