@@ -6,7 +6,7 @@ const CSS = `
 .adatsq-explorer { font: 14px/1.4 system-ui, sans-serif; color: inherit; max-width: 760px; }
 .adatsq-explorer .controls { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 6px 24px; }
 .adatsq-explorer label { display: flex; gap: 8px; align-items: center; margin: 0; min-width: 0; }
-.adatsq-explorer .controls .row { grid-column: 1 / -1; }
+.adatsq-explorer .controls .whole { grid-column: 1 / -1; }
 .adatsq-explorer .controls label > span, .adatsq-explorer form label > span { min-width: 7.5em; }
 .adatsq-explorer input[type=range] { flex: 1; min-width: 80px; accent-color: #D55E00; }
 .adatsq-explorer output, .adatsq-explorer .facts b { font-variant-numeric: tabular-nums; }
@@ -47,7 +47,7 @@ const FRAME = `
   <label><span>weight bits</span><select name="w_bits"></select></label>
   <label><span>temperature τ</span><select name="tau"></select></label>
   <label><span>beam width</span><select name="beam"></select></label>
-  <label class="row"><span>prompt</span><select name="prompt"></select></label>
+  <label class="whole"><span>prompt</span><select name="prompt"></select></label>
 </div>
 <div class="facts" aria-live="polite">
   <span>average activation bits <b data-value="average"></b></span>
