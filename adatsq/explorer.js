@@ -28,7 +28,7 @@ const CSS = `
 .adatsq-explorer [data-brushes] { display: flex; flex-wrap: wrap; gap: 2px 12px; }
 .adatsq-explorer [data-brushes] label { gap: 3px; }
 .adatsq-explorer figure { margin: 0 0 12px; padding: 0; max-width: 100%; }
-.adatsq-explorer figcaption { font-size: 12px; line-height: 1.4; text-align: left; color: inherit; padding: 2px 0; }
+.adatsq-explorer figcaption { font-size: 12px; font-weight: inherit; line-height: 1.4; text-align: left; color: inherit; padding: 2px 0; }
 .adatsq-explorer .pictures figure { flex: 0 1 150px; min-width: 90px; }
 .adatsq-explorer canvas { width: 100%; image-rendering: pixelated; display: block; }
 .adatsq-explorer svg { width: 100%; display: block; }
@@ -37,6 +37,8 @@ const CSS = `
 .adatsq-explorer :focus-visible, .adatsq-explorer svg:focus { outline: 2px solid #2A86C7; outline-offset: 2px; }
 .adatsq-explorer .key { display: inline-block; width: 10px; height: 10px; border: 1px solid #8888; margin: 0 4px 0 10px; }
 .adatsq-explorer .readout { min-height: 2.8em; }
+html[data-theme=dark] .cell_output .text_html:has(.adatsq-explorer) { background: none !important;
+  color: inherit !important; padding: 0 !important; }
 `;
 
 const FRAME = `
