@@ -3,6 +3,7 @@
 python -m adatsq.evidence data/results        prints the first table, as the book shows it
 """
 
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -54,28 +55,31 @@ def origin(file: Path) -> Origin:
 
 
 def stored(results: str | Path) -> pd.DataFrame:
-    """A row per model and command: files, rows of its tables, and the devices and commits named in them."""
+    """A row per model and command: files, rows of its tables, and the devices and commits that they name, or
+    that a sweep's file names."""
     found: dict[Origin, list[Path]] = {}
     for file in sorted(file for file in Path(results).iterdir() if file.suffix in (".csv", ".json")):
         found.setdefault(origin(file), []).append(file)
     rows = []
     for of, files in found.items():
         tables = [pd.read_csv(file, low_memory=False) for file in files if file.suffix == ".csv"]
+        swept = [json.loads(file.read_text("utf-8")) for file in files if of.command == "adatsq.sweep"]
         rows.append(
             {
                 "model": of.model or "all",
                 "command": f"python -m {of.command}",
                 "files": len(files),
                 "table rows": sum(map(len, tables)),
-                "device": _named(tables, "device"),
-                "commit": _named(tables, "commit"),
+                "device": _named(tables, swept, "device"),
+                "commit": _named(tables, swept, "commit"),
             }
         )
     return pd.DataFrame(rows).sort_values(["model", "command"], ignore_index=True)
 
 
-def _named(tables: Sequence[pd.DataFrame], column: str) -> str:
-    values = [table[column].dropna().astype(str).unique() for table in tables if column in table]
+def _named(tables: Sequence[pd.DataFrame], swept: Sequence[dict], name: str) -> str:
+    values = [table[name].dropna().astype(str).unique() for table in tables if name in table]
+    values.append([one[name] for one in swept if name in one])
     return ", ".join(sorted({value for some in values for value in some})) or UNKNOWN
 
 

@@ -6,6 +6,7 @@ const CSS = `
 .adatsq-explorer { font: 14px/1.4 system-ui, sans-serif; color: inherit; max-width: 760px; }
 .adatsq-explorer .controls { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 6px 24px; }
 .adatsq-explorer label { display: flex; gap: 8px; align-items: center; margin: 0; min-width: 0; }
+.adatsq-explorer .controls .whole { grid-column: 1 / -1; }
 .adatsq-explorer .controls label > span, .adatsq-explorer form label > span { min-width: 7.5em; }
 .adatsq-explorer input[type=range] { flex: 1; min-width: 80px; accent-color: #D55E00; }
 .adatsq-explorer output, .adatsq-explorer .facts b { font-variant-numeric: tabular-nums; }
@@ -20,13 +21,14 @@ const CSS = `
   gap: 6px 12px; align-items: center; margin: 4px 0; }
 .adatsq-explorer .pictures { align-items: start; flex-wrap: nowrap; }
 .adatsq-explorer .pictures.wide { flex-wrap: wrap; }
+.adatsq-explorer .pictures.wide figure { margin: 0; }
 .adatsq-explorer form label { flex: 1 1 200px; }
 .adatsq-explorer fieldset { border: 0; margin: 0; padding: 0; display: flex; gap: 8px; min-width: 0; }
 .adatsq-explorer legend { float: left; padding: 0; margin: 0; width: auto; font: inherit; }
 .adatsq-explorer [data-brushes] { display: flex; flex-wrap: wrap; gap: 2px 12px; }
 .adatsq-explorer [data-brushes] label { gap: 3px; }
 .adatsq-explorer figure { margin: 0 0 12px; padding: 0; max-width: 100%; }
-.adatsq-explorer figcaption { font-size: 12px; line-height: 1.4; text-align: left; color: inherit; padding: 2px 0; }
+.adatsq-explorer figcaption { font-size: 12px; font-weight: inherit; line-height: 1.4; text-align: left; color: inherit; padding: 2px 0; }
 .adatsq-explorer .pictures figure { flex: 0 1 150px; min-width: 90px; }
 .adatsq-explorer canvas { width: 100%; image-rendering: pixelated; display: block; }
 .adatsq-explorer svg { width: 100%; display: block; }
@@ -35,6 +37,8 @@ const CSS = `
 .adatsq-explorer :focus-visible, .adatsq-explorer svg:focus { outline: 2px solid #2A86C7; outline-offset: 2px; }
 .adatsq-explorer .key { display: inline-block; width: 10px; height: 10px; border: 1px solid #8888; margin: 0 4px 0 10px; }
 .adatsq-explorer .readout { min-height: 2.8em; }
+html[data-theme=dark] .cell_output .text_html:has(.adatsq-explorer) { background: none !important;
+  color: inherit !important; padding: 0 !important; }
 `;
 
 const FRAME = `
@@ -45,18 +49,18 @@ const FRAME = `
   <label><span>weight bits</span><select name="w_bits"></select></label>
   <label><span>temperature τ</span><select name="tau"></select></label>
   <label><span>beam width</span><select name="beam"></select></label>
-  <label><span>prompt</span><select name="prompt"></select></label>
+  <label class="whole"><span>prompt</span><select name="prompt"></select></label>
 </div>
 <div class="facts" aria-live="polite">
   <span>average activation bits <b data-value="average"></b></span>
   <span>weighted by multiplications <b data-value="weighted"></b></span>
   <span>accumulated error <b data-value="error"></b></span>
-  <span>PSNR of this picture <b data-value="psnr"></b></span>
+  <span>PSNR for this prompt <b data-value="psnr"></b></span>
   <span>memory of the transformer <b data-value="memory"></b></span>
   <span>score <b data-value="score"></b></span>
 </div>
 <div class="pictures">
-  <figure><canvas data-picture="full" role="img"></canvas><figcaption>full precision</figcaption></figure>
+  <figure><canvas data-picture="full" role="img"></canvas><figcaption>full precision<span data-frames hidden>: first, middle and last frame</span></figcaption></figure>
   <figure><canvas data-picture="quantized" role="img"></canvas><figcaption data-value="name"></figcaption></figure>
   <figure><canvas data-picture="difference" role="img"></canvas><figcaption>difference × ${TIMES}</figcaption></figure>
 </div>
@@ -178,6 +182,7 @@ function render({ model, el }) {
     const bare = `W${setting.w_bits}A${(live ? averages(data, bits).average : choice.average_bits).toFixed(2)}`;
     const name = live ? `${bare}, live: ${shown.text}` : painted ? `${bare}, the stored policy, without your changes` : bare;
     say("name", name);
+    find("[data-frames]").hidden = !(data.frames > 1); // of a clip
     for (const [picture, what] of [["full", "full precision"], ["quantized", name], ["difference", "difference"]])
       find(`[data-picture=${picture}]`).setAttribute("aria-label", `${shown.text}: ${what}`);
     if (pictures !== shown.full + shown.image) {

@@ -50,6 +50,7 @@ ROWS = {
     ("ladder", 1.0): "adatsq+ladder",
     ("paper", 1.0): "adatsq",
     ("paper", None): "hadamard+gptq+search",
+    ("lagrangian", 1.0): "adatsq+lagrangian",
     ("uniform", 1.0): "adatsq-weights",
     ("uniform", None): "hadamard+gptq",
 }

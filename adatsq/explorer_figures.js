@@ -11,11 +11,11 @@ function svg(tag, attributes, parent, text) {
   return element;
 }
 
-// "layers.0.attention.to_q" is in block "layers 0"; Flux's blocks have names of their own.
+// "layers.0.attention.to_q" is in block "layer 0"; Flux's blocks have names of their own.
 const BLOCKS = { transformer_blocks: "double", single_transformer_blocks: "single", noise_refiner: "noise", context_refiner: "context" };
 function blockOf(layer) {
   const [list, number] = layer.split(".");
-  return `${BLOCKS[list] || list} ${number}`;
+  return `${BLOCKS[list] || list.replace(/s$/, "")} ${number}`;
 }
 const shortName = (layer) => `${blockOf(layer)} ${layer.split(".").slice(2).join(".")}`;
 
@@ -101,8 +101,9 @@ function policyFigure(figure, paint) {
   s.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     const end = { Home: 0, End: now.data.timesteps.length - 1 }[event.key];
-    const digit = now.data.a_bits.includes(Number(event.key)) ? event.key : [" ", "Enter"].includes(event.key) ? brush() : "";
-    if (!step && end === undefined && !digit) return;
+    const stroke = [" ", "Enter"].includes(event.key); // without a brush too: a space would scroll the page
+    const digit = now.data.a_bits.includes(Number(event.key)) ? event.key : stroke ? brush() : "";
+    if (!step && end === undefined && !digit && !stroke) return;
     taken(event);
     if (step) [place.t, place.l] = [place.t + step[0], place.l + step[1]];
     if (end !== undefined) place.t = end;

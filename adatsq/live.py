@@ -17,7 +17,7 @@ class LiveModels:
     are computed at its first request, its weights at the first one of their w_bits and tau; both are kept.
 
     folder: where the models are, under the names in the explorer's data. prompts: folder of prompt files, of
-    which the first `count` calibration prompts are used: fewer than the sweep's, so weights and errors differ
+    which the first `count` calibration prompts are used: where the sweep had more, weights and errors differ
     from the stored ones.
     """
 

@@ -26,6 +26,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from adatsq.benchmark import commit_here
 from adatsq.candidates import LADDER, SHARES, every_step
 from adatsq.evaluate import generate, psnr
 from adatsq.facts import size
@@ -38,6 +39,7 @@ from adatsq.models import load_pipeline
 from adatsq.pareto import non_dominated
 from adatsq.policy import Policy, act_layers, apply
 from adatsq.replacement import quantize
+from adatsq.rows import device_name
 from adatsq.search import FrontPath, beam_search
 from adatsq.trace import Trace, record
 
@@ -121,6 +123,8 @@ def sweep(
         "layers": [list(layer) for layer in layers],
         "a_bits": list(A_BITS),
         "calibration": len(trace),
+        "search": min(SEARCH, len(trace)),
+        "frames": FRAMES if reference.ndim == 5 else 1,  # of a clip, shown
         "fisher": [[float(f"{v:.3g}") for v in row] for row in scores],
         "prompts": [
             {"text": text, "seed": seed, "image": picture(image)}
@@ -272,6 +276,7 @@ def main() -> None:
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=("ladder", "uniform"))
     parser.add_argument("--calibration", type=int, default=CALIBRATION, help="calibration prompts")
     parser.add_argument("--shown", type=int, default=SHOWN, help="evaluation prompts to draw")
+    parser.add_argument("--commit", default=commit_here(), help="recorded, as the device is")
     args = parser.parse_args()
     task = task_of(load_pipeline(args.model))
     evaluation, calibration = (task.load(args.prompts / file) for file in task.files)
@@ -283,6 +288,7 @@ def main() -> None:
     texts, seeds = [p.text for p in shown], [p.seed for p in shown]
     given = [p.text for p in calibration[: args.calibration]]
     found = sweep(args.model, texts, seeds, given, **{name: getattr(args, name) for name in names})
+    found |= {"commit": args.commit, "device": device_name(args.device)}
     text = json.dumps(found, separators=(",", ":")) + "\n"
     write_text(out, text)
     print(f"{out}: {len(text) / 1e6:.2f} MB in {time.perf_counter() - started:.0f} s")

@@ -15,6 +15,8 @@ SEEN = """(explorer, numbers) => ({
         c => [c.dataset.picture, c.toDataURL()])),
     policy: explorer.querySelector("[data-figure=policy] svg").outerHTML,
     front: explorer.querySelector("[data-figure=front] svg").outerHTML})"""
+LEFT_TO_THE_PAGE = """(element, key) =>
+    element.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }))"""
 HEAT_MAP, FRONT = "[data-figure=policy] svg", "[data-figure=front] svg"
 # Control: a number that must change with it (one of these), and the pictures that must (all of these).
 MOVED = {
@@ -119,6 +121,7 @@ def paint(explorer) -> None:
         assert len({now["policy"] for now in found}) == len(found), "two brushes, one policy"
         assert found[0]["numbers"]["average"] < found[-1]["numbers"]["average"]
         assert stroke(0)["numbers"] == found[-1]["numbers"], "the brush for nothing painted"
+        assert heat_map.evaluate(LEFT_TO_THE_PAGE, " ") is False, "a space scrolls the page"
         heat_map.press("ArrowRight")
     assert found[-1]["numbers"]["error"] == found[-1]["numbers"]["psnr"] == "not run"
     assert found[-1]["numbers"]["note"].startswith("Your policy")

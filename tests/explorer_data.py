@@ -69,6 +69,8 @@ def made_up(name="made-up", seed=0, errors=True):
         "layers": LAYERS,
         "a_bits": [3, 4, 8],
         "calibration": 2,
+        "search": 1,
+        "frames": 1,
         "fisher": rng.uniform(1, 9, (4, 3)).round(2).tolist(),
         "prompts": [
             {"text": text, "seed": 0, "image": picture([200, 200, 200])}

@@ -38,6 +38,9 @@ def test_rows_devices_and_commits_are_those_of_the_files(tmp_path):
     table = evidence.stored(tmp_path).set_index("command")
     assert table.loc["python -m adatsq.benchmark"].tolist() == ["toy", 3, 5, "cpu, gpu", "a, b"]
     assert table.loc["python -m adatsq.sweep", "device"] == evidence.UNKNOWN
+    (tmp_path / "toy-explorer.json").write_text('{"device": "cpu", "commit": "c"}')
+    table = evidence.stored(tmp_path).set_index("command")
+    assert table.loc["python -m adatsq.sweep"].tolist() == ["toy", 1, 0, "cpu", "c"]
 
 
 def test_a_file_of_no_known_command_is_refused(tmp_path):

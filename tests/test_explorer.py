@@ -89,6 +89,10 @@ def test_a_score_is_that_of_the_same_method_bits_and_budget():
     for setting in data["settings"]:
         setting["tau"] = {0.25: 1.0}.get(setting["tau"])
     rows = [("adatsq+ladder", 3, 4.0, 0.9), ("adatsq+ladder", 3, 4.4, 0.1), ("hadamard+gptq", 4, 3.0, 0.8)]
+    lagrangian = [s for s in data["settings"] if (s["method"], s["beam"], s["tau"]) == ("ladder", 1, 1.0)]
+    for setting in lagrangian:
+        setting.update(method="lagrangian", beam=None)
+    rows.append(("adatsq+lagrangian", 4, 4.0, 0.7))
     table = pd.DataFrame(rows, columns=["method", "w_bits", "a_bits", "value"])
     add_scores(data, table.assign(metric="total", ci_low=table.value - 0.1, ci_high=table.value + 0.1))
     found = {
@@ -97,7 +101,11 @@ def test_a_score_is_that_of_the_same_method_bits_and_budget():
         for c in s["choices"]
         if "score" in c
     }
-    assert found == {("ladder", 3, 1.0, 4, 4.0): 0.9, ("uniform", 4, None, None, 3.0): 0.8}
+    assert found == {
+        ("ladder", 3, 1.0, 4, 4.0): 0.9,
+        ("uniform", 4, None, None, 3.0): 0.8,
+        ("lagrangian", 4, 1.0, None, 4.0): 0.7,
+    }
 
 
 def test_predictions_are_sums_of_the_stored_errors():
@@ -129,6 +137,7 @@ def test_a_stored_sweep_is_whole(file):
     data = load_data(file)
     pairs = [(w["w_bits"], w["tau"]) for w in data["weights"]]
     assert pairs == list(itertools.product(data["w_bits"], data["taus"]))
+    assert 1 <= data["search"] <= data["calibration"]
     for setting in data["settings"]:
         assert (setting["w_bits"], setting["tau"]) in pairs
         assert {c["budget"] for c in setting["choices"]} <= set(data["budgets"])

@@ -6,18 +6,17 @@ import io
 import itertools
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
+from chromium import PATH as CHROMIUM
 from explorer_data import made_up
 from PIL import Image
 
 from adatsq import Policy
 from adatsq.explorer import BitBudgetExplorer, predictions
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-MODELS = [made_up(), made_up("another", 1, errors=False)]
+MODELS = [made_up(), made_up("another", 1, errors=False) | {"frames": 3}]
 SCORE = {"value": 0.9, "ci_low": 0.875, "ci_high": 0.925, "row": "row"}
 for model in MODELS:
     model["settings"][4]["choices"][0]["score"] = SCORE
@@ -119,6 +118,7 @@ def test_every_control_moves_what_is_shown(page):
             page.locator("[name=budget]").press("End" if beam else "Home")
             expect(page, tau, len(shown(page)["choices"]) - 1 if beam else 0)
     assert page.locator("[name=beam]").is_disabled()  # fixed bits have none
+    assert page.get_by_text("full precision: first, middle and last frame").is_visible()  # of the last model
 
 
 def test_what_is_not_stored_is_not_offered(page):
@@ -126,7 +126,7 @@ def test_what_is_not_stored_is_not_offered(page):
     page.locator("[name=method]").select_option("1")
     assert page.locator("[name=beam] option").all_inner_texts() == ["no beam"]
     assert page.locator("[name=budget]").get_attribute("max") == "1"
-    assert page.locator("form.live").is_hidden()
+    assert page.locator("form.live").is_hidden() and page.locator("[data-frames]").is_hidden()
 
 
 def test_the_frontier_is_dragged_and_moved_by_keys(page):

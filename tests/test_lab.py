@@ -120,7 +120,7 @@ def test_the_explorer_moves_with_its_model_behind_it(lab, window, tmp_path):
         run_live(explorer, "a red circle left of a blue square")
         heat_map = explorer.locator("[data-figure=policy] svg")
         explorer.locator("[data-reach]").select_option("step")
-        for key in ("3", "ArrowRight", "3"):
+        for key in ("8", "ArrowRight", "8"):
             heat_map.press(key)
         assert seen(explorer)["numbers"]["psnr"] == "not run"
         run_live(explorer, "")  # the prompt of the list, the policy just painted

@@ -58,7 +58,7 @@ OTHER = {
         "beam": 1,
         "held_out": 3,
     },
-    "04_explorer": {"model": "../data/models/z-image-mini", "live_steps": 2, "live_prompts": 1},
+    "04_explorer": {"model": "../data/models/wan2.1-mini", "live_steps": 2, "live_prompts": 1},
     "05_flux": {
         "model": "../data/models/flux-schnell-mini",
         "steps": 2,

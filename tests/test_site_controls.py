@@ -42,6 +42,9 @@ def test_explorer(page, tab, tmp_path):
     explorer = tab.locator(".adatsq-explorer")
     explorer.locator("[name=budget]").wait_for(timeout=20_000)
     move_everything(explorer, tmp_path)
+    tab.evaluate("document.documentElement.dataset.theme = 'dark'")  # the theme's ground for outputs is light
+    ground = explorer.evaluate("e => getComputedStyle(e.closest('.text_html')).backgroundColor")
+    assert ground == "rgba(0, 0, 0, 0)", "a light ground under a dark page's controls"
 
 
 @pages_with('class="adatsq-scrub"')

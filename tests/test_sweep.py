@@ -46,6 +46,7 @@ def test_every_setting_has_a_choice_for_every_budget_it_reaches(found):
     keys = [(s["w_bits"], s["tau"], s["method"], s["beam"]) for s in found["settings"]]
     assert keys == [(4, tau, *kind) for tau in (1.0, None) for kind in KINDS]
     assert [(w["w_bits"], w["tau"]) for w in found["weights"]] == [(4, 1.0), (4, None)]
+    assert found["search"] == found["calibration"] == 2 and found["frames"] == 1
     assert found["taus"] == [1.0, None] and found["effective_timesteps"][1] == pytest.approx(3)
     for setting in found["settings"]:
         budgets = [choice["budget"] for choice in setting["choices"]]
@@ -123,6 +124,7 @@ def test_the_command_writes_one_file(tiny_folder, tmp_path, monkeypatch, capsys)
     sweep.main()
     assert "MB in" in capsys.readouterr().out
     found = json.loads(out.read_text())
+    assert found["device"].startswith("cpu (") and found["commit"]
     assert len(found["prompts"]) == 3 and [p.name for p in tmp_path.iterdir()] == ["explorer.json"]
     assert set("".join(found["settings"][0]["choices"][0]["bits"])) == {"3"}  # 3 bits leave no choice
 
@@ -150,4 +152,5 @@ def test_a_video_model_is_swept_too(family_folders):
     )
     first = found["settings"][0]["choices"][0]
     height, width, _ = pixels(first["images"][0]).shape
-    assert width > height and pixels(found["prompts"][0]["image"]).shape == (height, width, 3)
+    assert width > height and found["frames"] == 3
+    assert pixels(found["prompts"][0]["image"]).shape == (height, width, 3)
