@@ -30,6 +30,7 @@ DISTRIBUTION = {
     "triton": "torch",  # comes with its CUDA builds, and is imported only there
     "myst_nb": "jupyter-book",
     "sphinx": "jupyter-book",
+    "fontTools": "matplotlib",
     "docutils": "jupyter-book",
     "tomli": "pytest",
     "traitlets": "ipywidgets",
