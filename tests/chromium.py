@@ -40,6 +40,11 @@ def window(tmp_path_factory):
         context.close()
 
 
+# The theme scrolls smoothly: a place measured on the way is soon another.
+AT_ONCE = """addEventListener("DOMContentLoaded", () => {
+    document.documentElement.style.scrollBehavior = "auto"; })"""
+
+
 @contextmanager
 def watched(window, own: tuple[str, ...] = ()) -> Iterator:
     """A fresh tab; at the end it must not have complained, nor asked anything of the network.
@@ -47,6 +52,7 @@ def watched(window, own: tuple[str, ...] = ()) -> Iterator:
     own: what the addresses begin with that may be asked.
     """
     tab, asked, complaints = window.new_page(), [], []
+    tab.add_init_script(AT_ONCE)
 
     def note_request(request):
         if request.url.startswith(("http", "ws")) and not request.url.startswith(own):

@@ -124,10 +124,11 @@ def paint(explorer) -> None:
     assert found[-1]["numbers"]["note"].startswith("Your policy")
 
     explorer.locator(f"[data-brush='{brushes[1]}']").check()
+    width, height = (heat_map.bounding_box()[side] for side in ("width", "height"))
+    heat_map.hover(position={"x": 0.4 * width, "y": 0.4 * height})  # waits until the page has scrolled there
     box, mouse = heat_map.bounding_box(), explorer.page.mouse
-    mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 0.4 * box["height"])
     mouse.down()
-    mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.5 * box["height"], steps=4)
+    mouse.move(box["x"] + 0.6 * width, box["y"] + 0.4 * height + 10, steps=4)
     mouse.up()
     now = seen(explorer)["numbers"]["average"]
     assert now != found[-1]["numbers"]["average"], "the pointer paints nothing"

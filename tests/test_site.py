@@ -13,9 +13,9 @@ import pytest
 
 SITE = pathlib.Path(__file__).resolve().parents[1] / "_build" / "site"
 PAGES = sorted(p for p in SITE.rglob("*.html") if "_static" not in p.parts)
-# Equations left as text, or in error.
-UNREAD = """() => [...document.querySelectorAll(".math")].filter(e => !e.querySelector(".katex")
-    || e.querySelector(".katex-error")).map(e => e.textContent)"""
+# Equations left as text (they are drawn some time after the page has loaded), or in error.
+LEFT = """[...document.querySelectorAll(".math")].filter(e => !e.querySelector(".katex"))"""
+FAILED = """[...document.querySelectorAll(".math .katex-error")].map(e => e.textContent)"""
 HEAVY = 3e6  # bytes that a page may load, itself, scripts, fonts and pictures included
 
 pytestmark = pytest.mark.skipif(not (SITE / "index.html").exists(), reason="no built site: run make book")
@@ -127,7 +127,8 @@ def test_page_opens_without_complaint(page, tab):
     loaded = set()
     tab.on("request", lambda request: loaded.add(urlsplit(request.url)))
     tab.goto(page.as_uri(), wait_until="networkidle")
-    assert not tab.evaluate(UNREAD), "equations that can not be read"
+    tab.wait_for_function(f"!{LEFT}.length")
+    assert not tab.evaluate(FAILED), "equations that can not be read"
     files = {pathlib.Path(unquote(url.path)) for url in loaded if url.scheme == "file"}
     assert page in files and sum(f.stat().st_size for f in files) < HEAVY
     icons = tab.locator("svg.svg-inline--fa, i[class*='fa-']")
