@@ -29,6 +29,7 @@ OPEN_UP = """() => {
         if (e.protocol == "file:" && !e.getAttribute("href").startsWith("#")) e.removeAttribute("href");
     });
 }"""
+DRAWN = """![...document.querySelectorAll(".math")].some(e => !e.querySelector(".katex"))"""  # equations
 FOOT = (
     '<div style="font-size: 8px; width: 100%; text-align: center"><span class="title"></span>, '
     '<span class="pageNumber"></span></div>'
@@ -68,6 +69,7 @@ def printed(site: Path, pages: list[str]) -> dict[str, bytes]:
                 raise FileNotFoundError(f"no {file.name} in {site}: build the site first (make book)")
             tab.goto(file.as_uri(), wait_until="load")
             tab.wait_for_load_state("networkidle")
+            tab.wait_for_function(DRAWN)
             tab.evaluate("() => document.fonts.ready.then(() => true)")
             tab.add_style_tag(content=STYLE)
             tab.evaluate(OPEN_UP)

@@ -185,7 +185,9 @@ def test_pictures_get_lighter_and_keep_every_pixel(tmp_path):
     Image.fromarray(figure).save(images / "a.png", compress_level=0)
     before, page = (images / "a.png").stat().st_size, tmp_path / "sub" / "page.html"
     page.parent.mkdir()
-    page.write_text('<a href="../_images/a.png"><img src="../_images/a.png" alt="a.png"></a>', encoding="utf-8")
+    page.write_text(
+        '<a href="../_images/a.png"><img src="../_images/a.png" alt="a.png"></a>', encoding="utf-8"
+    )
     app = SimpleNamespace(outdir=tmp_path, builder=SimpleNamespace(format="html"))
     module.convert(app, None)
     (made,) = images.iterdir()

@@ -11,7 +11,8 @@ RULE = re.compile(r'((?:\.fa-[\w-]+:before,?)+)\{content:"\\[0-9a-f]+"\}')
 SOURCE = re.compile(
     r'src:url\(([^)]*/fa-[\w-]+)\.woff2\) format\("woff2"\),url\([^)]*\) format\("truetype"\)'
 )
-PRIVATE = re.compile(r"\\u?([ef][0-9a-f]{3})\b")  # how a style names a letter of an icon font
+# How a style names a letter of an icon font: by its number, or as it is. No other letters stand there.
+NUMBER, LETTER = re.compile(r"\\([ef][0-9a-f]{3})\b"), re.compile("[\ue000-\uf8ff]")
 
 
 def drop_unused(app, exception):
@@ -32,7 +33,7 @@ def drop_unused(app, exception):
     script.write_text(ICON.sub(keep, script.read_text(encoding="utf-8")), encoding="utf-8")
     text = RULE.sub(keep_rule, style.read_text(encoding="utf-8"))
     styles = text + "".join(p.read_text(encoding="utf-8") for p in static.rglob("*.css") if p != style)
-    letters = [int(code, 16) for code in PRIVATE.findall(styles)]
+    letters = [int(code, 16) for code in NUMBER.findall(styles)] + list(map(ord, LETTER.findall(styles)))
     for font in SOURCE.findall(text):
         shorten(style.parent / f"{font}.ttf", letters)
     text = SOURCE.sub(r'src:url(\1.woff) format("woff")', text)
