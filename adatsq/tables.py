@@ -155,7 +155,7 @@ def label(row: tuple) -> str:
 
 def narrow(table: pd.DataFrame, size: str = "90%", gap: str = "1em") -> Styler:
     """Small print in one line per row, for a page's width. size: of the print. gap: right of each column."""
-    print_ = [("font-size", size), ("padding-right", gap)]
+    print_ = [("font-size", size), ("padding", f"0.1em {gap} 0.1em 0")]
     styles = [
         {"selector": "th", "props": print_},
         {"selector": "td", "props": [*print_, ("white-space", "nowrap")]},
