@@ -19,7 +19,8 @@ article select { appearance: none; border: 0; background: none; font: inherit; }
 pre { white-space: pre-wrap !important; }
 pre, article div[class*="cell"], article div[class*="highlight"], article .literal-block-wrapper {
     break-inside: auto !important; }
-table, img, svg, figure { break-inside: avoid; }
+table, article div[class*="output"] { break-inside: auto !important; overflow: visible !important; }
+tr, img, svg, figure { break-inside: avoid; }
 """
 # A link to another page of the site would hold the folder it was printed from.
 OPEN_UP = """() => {
