@@ -64,11 +64,16 @@ def _weights(trace: Trace, alpha: pd.DataFrame | None, names: list[str]) -> pd.D
     steps = range(len(trace.timesteps))
     if alpha is None:
         return pd.DataFrame(1 / len(steps), index=steps, columns=names)
-    if len(alpha) != len(steps) or not set(names) <= set(alpha.columns):
-        lacking = sorted(set(names) - set(alpha.columns))
+    if len(alpha) != len(steps):
         raise ValueError(
-            f"alpha has {len(alpha)} timesteps and lacks {len(lacking)} layers {lacking[:1]}; the trace has "
-            f"{len(steps)} timesteps: compute the Fisher information of this trace"
+            f"alpha has {len(alpha)} timesteps, the trace has {len(steps)}: compute the Fisher information "
+            "of this trace"
+        )
+    lacking = sorted(set(names) - set(alpha.columns))
+    if lacking:
+        raise ValueError(
+            f"alpha lacks {len(lacking)} of the trace's {len(names)} layers, such as {lacking[0]}: compute "
+            "the Fisher information of this trace"
         )
     timesteps = np.asarray(alpha.index)
     # A Fisher information of a float32 run serves a bfloat16 one, whose timesteps are rounded.

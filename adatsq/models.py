@@ -73,13 +73,21 @@ def block_names(transformer: nn.Module) -> list[str]:
 
 
 def quantizable(transformer: nn.Module) -> list[Layer]:
-    """Every linear inside the transformer's blocks, in the model's order, quantised already or not."""
+    """Every linear inside the transformer's blocks, in the model's order, quantised already or not.
+
+    ValueError for a transformer without blocks (`block_names`), or with blocks that hold no linear.
+    """
     layers = []
     for block in block_names(transformer):
         for name, module in transformer.get_submodule(block).named_modules():
             if isinstance(getattr(module, "in_features", None), int):  # nn.Linear and our QuantLinear alike
                 role = "weight" if re.search(MODULATION, name) else "act"
                 layers.append(Layer(f"{block}.{name}", module.in_features, module.out_features, role))
+    if not layers:
+        raise ValueError(
+            f"the blocks of {type(transformer).__name__} hold no linear layer (nn.Linear): there is nothing "
+            "in them that this method quantises"
+        )
     return layers
 
 

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from adatsq.models import block_names, sampling
+from adatsq.models import quantizable, sampling
 
 GUIDANCE = {"guidance_scale", "true_cfg_scale"}
 
@@ -36,7 +36,7 @@ def call_settings(pipe: DiffusionPipeline, call: dict) -> dict:
             f"{kind} changes to a second transformer on the way (transformer_2): a trace, and a policy, "
             "belong to one. Pipelines with one, as Wan 2.1, work"
         )
-    block_names(transformer)
+    quantizable(transformer)
     defaults = {name: p.default for name, p in inspect.signature(pipe.__call__).parameters.items()}
     unknown = sorted(call.keys() - defaults.keys())
     if unknown:
@@ -123,7 +123,11 @@ def _check_size(
     if not isinstance(value, Real) or isinstance(value, bool) or not 1 <= value < math.inf:
         raise ValueError(f"{name} is {value!r}, for this {kind} it must be {wanted}")
     low = int(value - offset) // step * step + offset
-    nearest = " and ".join(str(v) for v in (low, low + step) if v >= 1)
+    if low == value:
+        raise ValueError(f"{name} is {value!r}, it must be a whole number: give {name}={low}")
+    if low < 1:
+        raise ValueError(f"{name} is {value}, for this {kind} it must be {wanted}: the least is {low + step}")
+    nearest = f"{low} and {low + step}"
     raise ValueError(f"{name} is {value}, for this {kind} it must be {wanted}: the nearest are {nearest}")
 
 

@@ -42,6 +42,14 @@ def test_transformer_without_blocks_is_refused():
         models.quantizable(nn.Sequential(nn.Linear(4, 4)))
 
 
+def test_blocks_without_a_linear_are_refused():
+    odd = nn.Module()
+    odd.blocks = nn.ModuleList([nn.ModuleDict({"attention": nn.Conv1d(4, 4, 1)})])
+    assert models.block_names(odd) == ["blocks.0"]
+    with pytest.raises(ValueError, match="the blocks of Module hold no linear layer"):
+        models.quantizable(odd)
+
+
 def test_load_pipeline_and_its_sampling(tiny_folder, tiny_images):
     pipe = models.load_pipeline(tiny_folder, torch_dtype=torch.bfloat16)
     assert pipe.transformer.dtype == torch.bfloat16

@@ -192,6 +192,14 @@ def with_unknown_blocks():
     return pipe
 
 
+def with_blocks_of_convolutions():
+    pipe = build_tiny_pipe()
+    for name in ("transformer_blocks", "single_transformer_blocks"):
+        block = nn.ModuleDict({"attention": nn.Conv1d(4, 4, 1)})
+        setattr(pipe.transformer, name, nn.ModuleList([block]))
+    return pipe
+
+
 def with_noise_in_its_scheduler():
     pipe = build_tiny_pipe()
     pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
@@ -204,6 +212,7 @@ def with_noise_in_its_scheduler():
         (unet, "StableDiffusionPipeline has no transformer, only vae, text_encoder, unet"),
         (with_two_transformers, "WanPipeline changes to a second transformer .*transformer_2"),
         (with_unknown_blocks, "no nn.ModuleList of blocks with attention"),
+        (with_blocks_of_convolutions, "the blocks of FluxTransformer2DModel hold no linear layer"),
     ],
 )
 def test_what_is_missing_is_said_before_any_work(build, message, monkeypatch):

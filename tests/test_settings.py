@@ -21,7 +21,8 @@ PROMPTS = ["a red circle"]
 TRUE_CFG = {"true_cfg_scale": 2.0, "negative_prompt": ["a ring"]}
 BAD = [
     ("flux", {"height": 20}, "height is 20, .*FluxPipeline .* multiple of 8: the nearest are 16 and 24"),
-    ("flux", {"width": 4}, "width is 4, .*the nearest are 8$"),
+    ("flux", {"width": 4}, "width is 4, .*multiple of 8: the least is 8$"),
+    ("flux", {"width": 32.0}, "width is 32.0, it must be a whole number: give width=32$"),
     ("flux", {"height": "32"}, "height is '32'"),
     ("zimage", {"width": 30}, "width is 30, .*multiple of 8: the nearest are 24 and 32"),
     ("wan", {"height": 40}, "height is 40, .*WanPipeline .*multiple of 16: the nearest are 32 and 48"),

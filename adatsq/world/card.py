@@ -13,6 +13,7 @@ import pandas as pd
 from safetensors import safe_open
 
 from adatsq.files import write_text
+from adatsq.world.aims import aim
 from adatsq.world.motion import SPEEDS
 from adatsq.world.scenes import COLORS, SHAPES
 
@@ -25,7 +26,7 @@ library_name: diffusers
 # {name}
 
 A complete diffusers `{pipeline}` in miniature: {classes}. It was
-trained from nothing on {world}. It is for studying
+{made} on {world}. It is for studying
 quantization where everything it generates can be checked exactly and every experiment runs on a laptop CPU.
 It knows nothing but that world, and is no model of natural images.
 
@@ -85,6 +86,7 @@ ABOUT = {
     "flux-schnell-mini": {
         "classes": "the classes of FLUX.1-schnell (`FluxTransformer2DModel` without guidance embeddings, "
         "`AutoencoderKL`, T5, CLIP, flow-match Euler scheduler)",
+        "made": "distilled from flux-dev-mini, which was trained from nothing",
         "recipe_text": "It starts from flux-dev-mini and shares all of its parts but the transformer, which "
         "learns to go in one step where the dev model, at guidance 3.5, goes in five "
         "(`distill_steps` in `adatsq/world/flow.py`).",
@@ -124,7 +126,7 @@ def card(folder: Path, results: Path) -> str:
     moving = ", ".join(["moves", "stands still", "left", "right", "up", "down", *SPEEDS])
     still = "two, three, four; left of, right of, above, below"
     text = CARD.format(
-        **about,
+        **{"made": "trained from nothing", **about},
         name=name,
         medium="video" if video else "image",
         pipeline=json.loads((folder / "model_index.json").read_text())["_class_name"],
@@ -150,8 +152,11 @@ def card(folder: Path, results: Path) -> str:
             [[m, f"{r.value:.3f}", f"{r.ci_low:.3f} to {r.ci_high:.3f}"] for m, r in scores.iterrows()],
         ),
     )
+    if said := aim(name, results):
+        text += f"\n{said}\n"
     blocks = text.split("\n\n")
-    return "\n\n".join(textwrap.fill(block, 108) if block[:1].isalpha() else block for block in blocks)
+    blocks = [textwrap.fill(block, 108) if block[:1].isalpha() else block for block in blocks]
+    return "\n\n".join(blocks).rstrip("\n") + "\n"
 
 
 def _components(folder: Path) -> list[list[str]]:
