@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from adatsq.sizes import REAL, hessian_bytes, memory
@@ -32,6 +33,19 @@ OF_ALL = {
 UNKNOWN = "not recorded"
 # Rows of NAME-facts.csv that tell how long the whole method took on a model.
 TIMED = {"method": "adatsq", "w_bits": 4}
+
+# Phases of `adatsq.cuda.full_size`, by method, in their order.
+PARTS = {
+    ("fp", "load"): "load, 16 bit",
+    ("fp", "generate"): "one run, 16 bit",
+    ("adatsq", "record"): "record",
+    ("adatsq", "fisher"): "Fisher information",
+    ("adatsq", "quantize"): "quantize",
+    ("adatsq", "search"): "search",
+    ("adatsq", "save"): "save",
+    ("adatsq", "load"): "load, packed",
+    ("adatsq", "generate"): "one run, packed",
+}
 
 
 @dataclass(frozen=True)
@@ -108,6 +122,27 @@ def seconds(results: str | Path) -> pd.DataFrame:
             known[part.replace("_s", ", s")] = next((float(v) for v in values if pd.notna(v)), float("nan"))
         rows.append({**known, "device": row.device, "commit": row.commit})
     return pd.DataFrame(rows)
+
+
+def full_size(results: str | Path) -> pd.DataFrame:
+    """Seconds and peak GB (10^9 bytes) of each part of the method at full size, with random weights.
+
+    A row per part, two columns per model. Empty if `python -m adatsq.cuda.full_size` stored nothing.
+    """
+    file = Path(results) / "full-size.csv"
+    if not file.exists():
+        return pd.DataFrame()
+    table = pd.read_csv(file)
+    keys = ["model", "method", "metric"]  # of several devices the one measured last
+    values, columns = table.drop_duplicates(keys, keep="last").set_index(keys)["value"], {}
+    for model in table["model"].unique():
+        for metric, unit, scale in (("_s", "s", 1), ("_peak_memory_bytes", "GB", 1e-9)):
+            column = {
+                says: scale * values.get((model, method, part + metric), np.nan)
+                for (method, part), says in PARTS.items()
+            }
+            columns[f"{model.partition(',')[0]}, {unit}"] = column
+    return pd.DataFrame(columns).dropna(how="all").rename_axis("part").reset_index()
 
 
 def memories() -> pd.DataFrame:

@@ -155,9 +155,13 @@ def label(row: tuple) -> str:
 
 def narrow(table: pd.DataFrame, size: str = "90%", gap: str = "1em") -> Styler:
     """Small print in one line per row, for a page's width. size: of the print. gap: right of each column."""
-    style = table.style.set_properties(**{"white-space": "nowrap", "padding-right": gap, "font-size": size})
-    heads = {"selector": "th", "props": [("font-size", size), ("padding-right", gap)]}
-    return style.set_table_styles([heads]).format(precision=3, na_rep="")
+    print_ = [("font-size", size), ("padding", f"0.1em {gap} 0.1em 0")]
+    styles = [
+        {"selector": "th", "props": print_},
+        {"selector": "td", "props": [*print_, ("white-space", "nowrap")]},
+    ]
+    style = Styler(table, cell_ids=False)  # a name for each cell would be most of a large table
+    return style.set_table_styles(styles).format(precision=3, na_rep="")
 
 
 def short(table: pd.DataFrame) -> pd.DataFrame:

@@ -19,7 +19,8 @@ article select { appearance: none; border: 0; background: none; font: inherit; }
 pre { white-space: pre-wrap !important; }
 pre, article div[class*="cell"], article div[class*="highlight"], article .literal-block-wrapper {
     break-inside: auto !important; }
-table, img, svg, figure { break-inside: avoid; }
+table, article div[class*="output"] { break-inside: auto !important; overflow: visible !important; }
+tr, img, svg, figure { break-inside: avoid; }
 """
 # A link to another page of the site would hold the folder it was printed from.
 OPEN_UP = """() => {
@@ -29,6 +30,7 @@ OPEN_UP = """() => {
         if (e.protocol == "file:" && !e.getAttribute("href").startsWith("#")) e.removeAttribute("href");
     });
 }"""
+DRAWN = """![...document.querySelectorAll(".math")].some(e => !e.querySelector(".katex"))"""  # equations
 FOOT = (
     '<div style="font-size: 8px; width: 100%; text-align: center"><span class="title"></span>, '
     '<span class="pageNumber"></span></div>'
@@ -66,7 +68,10 @@ def printed(site: Path, pages: list[str]) -> dict[str, bytes]:
             file = (site / f"{page}.html").resolve()
             if not file.exists():
                 raise FileNotFoundError(f"no {file.name} in {site}: build the site first (make book)")
-            tab.goto(file.as_uri(), wait_until="networkidle")
+            tab.goto(file.as_uri(), wait_until="load")
+            tab.wait_for_load_state("networkidle")
+            tab.wait_for_function(DRAWN)
+            tab.evaluate("() => document.fonts.ready.then(() => true)")
             tab.add_style_tag(content=STYLE)
             tab.evaluate(OPEN_UP)
             margin = {"top": "15mm", "bottom": "18mm", "left": "15mm", "right": "15mm"}

@@ -70,6 +70,25 @@ def test_seconds_come_from_one_device_and_commit(tmp_path):
     assert [row[f"{part}, s"] for part in ("record", "fisher", "quantize", "search")] == [1.5, 2.0, 4.0, 5.0]
 
 
+def test_parts_at_full_size_stand_by_model_in_their_order(tmp_path):
+    assert evidence.full_size(tmp_path).empty
+    rows = [
+        ("flux-dev, random weights", "adatsq", "search_s", 7.0),
+        ("flux-dev, random weights", "fp", "load_s", 99.0),
+        ("flux-dev, random weights", "fp", "load_s", 3.0),  # measured again
+        ("wan, random weights", "adatsq", "search_peak_memory_bytes", 2.5e10),
+        ("wan, random weights", "adatsq", "search_calls", 12.0),
+    ]
+    columns = ["model", "method", "metric", "value"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "full-size.csv", index=False)
+    assert evidence.markdown(evidence.full_size(tmp_path)).splitlines() == [
+        "| part | flux-dev, s | flux-dev, GB | wan, s | wan, GB |",
+        "|---|---:|---:|---:|---:|",
+        "| load, 16 bit | 3.0 |  |  |  |",
+        "| search | 7.0 |  |  | 25.0 |",
+    ]
+
+
 def test_a_weight_takes_a_byte_while_it_runs():
     """What the page says of memory "as run here" is true of the layer, and of the table."""
     table = evidence.memories().set_index("model")

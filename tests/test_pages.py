@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -172,6 +173,29 @@ def test_the_card_is_a_picture_of_stored_results():
         assert picture.size == card.SIZE
     other = {**data, "settings": data["settings"][:1]}
     assert card.draw(other) != card.draw(data)
+
+
+def test_pictures_get_lighter_and_keep_every_pixel(tmp_path):
+    module, rng = module_of_the_book("ext/light_pictures"), np.random.default_rng(0)
+    figure = np.full((200, 300, 3), 255, np.uint8)
+    figure[50:150, 40:80] = (10, 120, 200)
+    figure[20:40, 100:160] = rng.integers(0, 256, (20, 60, 3))
+    images = tmp_path / "_images"
+    images.mkdir()
+    Image.fromarray(figure).save(images / "a.png", compress_level=0)
+    before, page = (images / "a.png").stat().st_size, tmp_path / "sub" / "page.html"
+    page.parent.mkdir()
+    page.write_text(
+        '<a href="../_images/a.png"><img src="../_images/a.png" alt="a.png"></a>', encoding="utf-8"
+    )
+    app = SimpleNamespace(outdir=tmp_path, builder=SimpleNamespace(format="html"))
+    module.convert(app, None)
+    (made,) = images.iterdir()
+    with Image.open(made) as picture:
+        assert np.array_equal(np.asarray(picture.convert("RGB")), figure)
+    assert made.name == "a.webp" and made.stat().st_size < before
+    assert page.read_text(encoding="utf-8").count("../_images/a.webp") == 2
+    assert 'alt="a.png"' in page.read_text(encoding="utf-8"), "words are left alone"
 
 
 def test_pdf_has_every_page_in_order_and_says_what_is_missing(monkeypatch, tmp_path):

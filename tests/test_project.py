@@ -30,6 +30,7 @@ DISTRIBUTION = {
     "triton": "torch",  # comes with its CUDA builds, and is imported only there
     "myst_nb": "jupyter-book",
     "sphinx": "jupyter-book",
+    "fontTools": "matplotlib",
     "docutils": "jupyter-book",
     "tomli": "pytest",
     "traitlets": "ipywidgets",
@@ -146,3 +147,22 @@ def test_vendored_scripts_are_listed_with_a_licence():
         assert f"`{name}`" in table, f"{name} is not in book/vendor/README.md"
     for licence in re.findall(r"`(licenses/[^`]+)`", table):
         assert (vendor / licence).stat().st_size > 500
+
+
+def test_the_workflow_builds_what_the_makefile_makes_and_publishes_it():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "book.yml").read_text())
+    makefile = (ROOT / "Makefile").read_text()
+    steps = workflow["jobs"]["build"]["steps"]
+    used = {step["uses"].partition("@")[0]: step.get("with", {}) for step in steps if "uses" in step}
+    python = used["actions/setup-python"]
+    assert python["python-version"] in PYTHONS and (ROOT / python["cache-dependency-path"]).exists()
+    targets = [step["run"].removeprefix("make ") for step in steps if "run" in step]
+    assert targets and all(re.search(rf"(?m)^{target}:", makefile) for target in targets)
+    (site,) = re.findall(r"(?m)^SITE\s*:= (\S+)$", makefile)
+    assert used["actions/upload-pages-artifact"]["path"] == site
+    book = next(step for step in steps if step.get("run") == "make book")
+    asked = re.search(r"steps\.(\w+)\.outputs\.base_url", book["env"]["SITE_URL"])
+    assert asked and [s["uses"] for s in steps if s.get("id") == asked[1]] == ["actions/configure-pages@v5"]
+    assert "SITE_URL" in (ROOT / "book" / "ext" / "social_card.py").read_text()
+    assert workflow["jobs"]["publish"]["needs"] == "build"
+    assert workflow["permissions"] == {"contents": "read", "pages": "write", "id-token": "write"}

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from fontTools.ttLib import TTFont
 
 SITE = pathlib.Path(__file__).resolve().parents[1] / "_build" / "site"
 PAGES = sorted(p for p in SITE.rglob("*.html") if "_static" not in p.parts)
@@ -113,6 +114,44 @@ def test_page_has_a_social_card(page):
     address = urlsplit(found["og:image"])
     place = page.parent / address.path if not address.scheme else SITE / "_static" / "social-card.png"
     assert place.is_file() and address.path.endswith("_static/social-card.png")
+
+
+# What sticks out of the text to the right, and can not be scrolled to in a box of its own.
+CUT_OFF = """() => { const edge = document.querySelector("article").getBoundingClientRect().right + 2;
+    const scrolls = e => e && e.tagName != "ARTICLE" &&
+        (["auto", "scroll", "hidden"].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+    return [...document.querySelectorAll("article *:not(.headerlink)")].filter(e => {
+        const box = e.getBoundingClientRect();
+        return box.width && box.right > edge && !e.closest(".katex-mathml") && !scrolls(e.parentElement);
+    }).map(e => e.outerHTML.slice(0, 120)); }"""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [p for p in PAGES if "_modules" not in p.parts and "<article" in p.read_text("utf-8")],
+    ids=page_name,
+)
+def test_page_fits_a_phone(page, tab):
+    tab.set_viewport_size({"width": 390, "height": 844})
+    tab.goto(page.as_uri(), wait_until="load")
+    tab.wait_for_function(f"!{LEFT}.length")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    assert not tab.evaluate(CUT_OFF), "cut off at the right"
+
+
+def test_icon_fonts_hold_every_letter_that_styles_ask_for():
+    """Boxes have their sign as a letter of a font, of which the site keeps some."""
+    styles = {p: p.read_text("utf-8") for p in (SITE / "_static").rglob("*.css")}
+    text = "".join(styles.values())
+    asked = {int(code, 16) for code in re.findall(r"\\(f[0-9a-f]{3})\b", text)}
+    asked |= {ord(letter) for letter in text if 0xF000 <= ord(letter) <= 0xF8FF}
+    fonts = [
+        (p.parent / found).resolve()
+        for p, text in styles.items()
+        for found in re.findall(r"url\(([^)]*fa-[^)]*)\)", text)
+    ]
+    held = {letter for font in fonts for letter in TTFont(font).getBestCmap() or ()}
+    assert fonts and len(asked) > 5 and not asked - held, [hex(letter) for letter in asked - held]
 
 
 def test_front_page_is_the_introduction(tab):

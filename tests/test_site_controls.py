@@ -1,6 +1,11 @@
 """Every control of the built site, moved as a reader moves it: picture and numbers follow."""
 
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
 import pytest
+from chromium import watched
 from explorer_controls import move_everything
 from test_site import PAGES, SITE, page_name
 
@@ -112,7 +117,43 @@ def test_light_and_dark(tab):
     assert themes == {"light", "dark"} and len(grounds) == 2
 
 
-def test_search_finds_pages(tab):
-    tab.goto((SITE / "search.html").as_uri() + "?q=quantization", wait_until="load")
-    tab.locator("#search-results ul.search li a").first.wait_for(timeout=20_000)
-    assert tab.locator("#search-results ul.search li a").count() > 1
+@pytest.fixture
+def subfolder(tmp_path):
+    """The address of the site in a subfolder of a server on this machine."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def do_GET(self):  # browsers ask every host for this one
+            if self.path != "/favicon.ico":
+                return super().do_GET()
+            self.send_response_only(204)
+            self.end_headers()
+
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "book").symlink_to(SITE, target_is_directory=True)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/deep/book"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("place", ["disk", "subfolder"])
+def test_search_finds_pages(place, window, subfolder):
+    """From the front door, by the field that a key opens; the first hit leads to a page with the word."""
+    address = SITE.as_uri() if place == "disk" else subfolder
+    with watched(window, own=(subfolder,)) as tab:
+        tab.goto(f"{address}/index.html", wait_until="load")
+        tab.wait_for_url("**/book/intro.html")
+        tab.wait_for_load_state("load")
+        tab.keyboard.press("Control+k")
+        field = tab.locator("dialog input[name=q]")
+        field.fill("temperature")
+        field.press("Enter")
+        hits = tab.locator("#search-results ul.search li a")
+        hits.nth(1).wait_for(timeout=20_000)
+        tab.get_by_text("Search finished").wait_for(timeout=20_000)
+        hits.first.click()
+        tab.wait_for_url(lambda url: "search.html" not in url)
+        assert tab.url.startswith(address) and "temperature" in tab.locator("article").inner_text().lower()

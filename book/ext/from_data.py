@@ -1,22 +1,45 @@
 """Sphinx: tables and sentences that are computed when the book is built, so that they cannot go stale."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import adatsq
-from adatsq import evidence
+from adatsq import evidence, tables
 
 DATA = Path(adatsq.__file__).resolve().parents[1] / "data"
 
 
+NOTHING = (
+    "**Nothing is stored of a model at its full size**, neither with its trained weights nor with random ones"
+)
+
+
 def full_size() -> str:
-    names = evidence.not_mini(DATA / "results", DATA / "models")
+    results = DATA / "results"
+    names = evidence.not_mini(results, DATA / "models")
     if names:
         return f"Models with stored results that are not mini models: {', '.join(names)}."
-    shapes = (DATA / "results" / "cuda-shapes.csv").exists()
+    if (results / "full-size.csv").exists():
+        said = (
+            "The whole method was run at full size **with random weights**: its seconds and memory are in "
+            "`data/results/full-size.csv`, and {ref}`your-model` shows them. "
+            "**With trained weights nothing is stored**"
+        )
+    else:
+        said = f"Every file in `data/results/` is of a mini model. {NOTHING}"
+    layers = [f"`{name}`" for name in ("cuda-shapes.csv", "cuda-steps.csv") if (results / name).exists()]
+    speed = f"; times of layers and steps of those shapes, on random numbers, are in {' and '.join(layers)}"
+    return said + (speed if layers else "") + "."
+
+
+def full_size_times() -> str:
+    table = evidence.full_size(DATA / "results")
+    if table.empty:
+        return f"{NOTHING}: `python -m adatsq.cuda.full_size` would measure it, on a GPU."
     return (
-        "Every file in `data/results/` is of a mini model. **Nothing is stored of a model at its full "
-        "size**, neither with its trained weights nor with random ones"
-        + (", but the times of single layers of those shapes, on random numbers." if shapes else ".")
+        "**Measured at full size, with random weights**: the transformer has the real shapes, so seconds "
+        "and memory hold; pictures mean nothing. From `data/results/full-size.csv`, seconds and the most "
+        "that tensors took at once, in GB of 10⁹ bytes:\n\n" + evidence.markdown(table)
     )
 
 
@@ -31,11 +54,24 @@ def memory() -> str:
     return evidence.markdown(table.rename_axis("").reset_index())
 
 
+# One part of the method after the other, and the strongest of the methods that the paper compares with.
+FIRST_LOOK = ("fp", "svdquant", "rtn", "hadamard", "hadamard+gptq", "adatsq-weights", "adatsq")
+
+
+def scores() -> str:
+    found = tables.read(DATA / "results", "flux-dev-mini")
+    rows = replace(found, table=found.table[found.table.method.isin(FIRST_LOOK)])
+    table = rows.show(["total", "psnr", "average_bits"]).rename(columns={"average bits": "activation bits"})
+    return evidence.markdown(table.rename_axis("").reset_index())
+
+
 # {page: {word in its text: what stands there in the book}}
 TEXTS = {
+    "book/intro": {"SCORES_TABLE": scores},
     "book/your_model": {
         "MEMORY_TABLE": memory,
         "TIME_TABLE": lambda: evidence.markdown(evidence.seconds(DATA / "results")),
+        "FULL_SIZE_TIMES": full_size_times,
     },
     "book/measured": {"RESULTS_TABLE": measured, "FULL_SIZE": full_size},
 }
