@@ -4,15 +4,17 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from adatsq import plots_speed, roofline
+from adatsq import plots, plots_speed, roofline
 from adatsq.cuda import benchmark
 
 CARD = roofline.Card(1e15, 2e15, 4e12, {})
 
 
 @pytest.fixture(autouse=True)
-def closed():
-    yield
+def own_style():
+    with plt.rc_context():
+        plots.style()  # the book's, whatever an earlier test has set
+        yield
     plt.close("all")
 
 
@@ -55,7 +57,7 @@ def test_measured_points_come_with_the_file(tmp_path):
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["measured: bf16 linear", "measured: product", "measured: linear, whole"]
     figure = plots_speed.parts(measured, "title")
-    titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
+    titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
     assert titles == ["tiny", "tiny modulation"]
     first = figure.axes[0]
     assert len(first.patches) == (measured["name"] == "tiny").sum()
