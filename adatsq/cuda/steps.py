@@ -31,7 +31,7 @@ from adatsq.models import quantizable
 from adatsq.peers.steps import PEERS, Peer
 
 OURS = {4: (4, 8), 3: (3, 4)}  # w_bits: activation bits, all on the same packed weights
-SHOWN = ["method", "w_bits", "a_bits", "mode", "ms", "gain", "tops", "error", "weight_bytes", "failed"]
+SHOWN = ["method", "w_bits", "a_bits", "mode", "ms", "gain", "tops", "error", "weight_bytes", "peak_bytes", "failed"]
 
 
 def inputs(model: str, transformer: nn.Module, device: torch.device, tiny: bool, seed: int = 0) -> dict:
@@ -118,11 +118,14 @@ class Steps:
         self.attempt({"method": "bf16", "w_bits": 16, "a_bits": 16}, lambda module: None)
 
     def ours(self, w_bits: int) -> None:
-        """Hadamard rotation, rounded to nearest: what GPTQ finds has the same form and costs the same."""
+        """Hadamard rotation, rounded to nearest: what GPTQ finds has the same form and costs the same.
+
+        Modulation linears have the same bits in their weights, all other weights that are quantised too.
+        """
 
         def quantize(module: nn.Module) -> None:
             pipe = SimpleNamespace(transformer=module)
-            adatsq.hadamard(pipe, None, w_bits, 4, progress=False)
+            adatsq.hadamard(pipe, None, w_bits, 4, modulation_bits=w_bits, progress=False)
             adatsq.accelerate(pipe, verbose=False)
 
         self.attempt({"method": "adatsq", "w_bits": w_bits, "a_bits": 4}, quantize, OURS[w_bits])
