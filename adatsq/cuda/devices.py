@@ -73,7 +73,8 @@ def _nvrtc_works(device: torch.device) -> bool:
     try:
         with torch.cuda.device_of(torch.empty(0, device=device)):
             x = torch.arange(2 * 3072, device=device).remainder(17).sub(8).to(torch.bfloat16).view(2, 3072)
-            found, _ = rotate_rows(x, 4, 1.0, rotation.signs(1024).to(device), torch.int8, None)
+            zeros = (rotation.signs(1024) * 0).to(device, torch.bfloat16)  # and minus zeros
+            found, _ = rotate_rows(x, 4, 1.0, zeros, torch.int8, None)
         z = rotation.rotate(x.float())
         off = (integer.quantize(z, integer.absmax_scale(z, 4), 4) - found).abs()
         if off.max() <= 1 and off.sum() <= 60:

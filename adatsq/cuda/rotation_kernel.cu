@@ -13,24 +13,37 @@
 
 typedef unsigned int u32;
 
+// Of two bfloat16, each the upper half of a float32.
+__device__ __forceinline__ void two_values(u32 word, float* v) {
+    v[0] = __uint_as_float(word << 16);
+    v[1] = __uint_as_float(word & 0xffff0000u);
+}
+
 __device__ __forceinline__ void butterfly(float& a, float& b) {
     const float sum = a + b;
     b = a - b;
     a = sum;
 }
 
-// The byte of an integer code: int8, or e4m3, whose 3 fraction bits are the first of float32's.
-__device__ __forceinline__ u32 byte_of(float code) {
+#define MAGIC 12582912.0f  // 1.5 * 2^23, where floats are a whole 1 apart, and end in the bits of an int8
+
+// Two codes, at least 12582912 each too large, as two bytes: int8 or e4m3.
+__device__ __forceinline__ u32 two_bytes(float low, float high) {
 #if E4M3
-    const u32 bits = __float_as_uint(code);
-    return code == 0.0f ? 0u : ((bits >> 20 & 0x7ffu) - (120u << 3)) | (bits >> 24 & 0x80u);
+    unsigned short two;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(two) : "f"(high - MAGIC), "f"(low - MAGIC));
+    return two;
 #else
-    return (u32)(int)code & 0xffu;
+    return __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7740) & 0xffffu;
 #endif
 }
 
+__device__ __forceinline__ u32 four_bytes(const float* v) {
+    return two_bytes(v[0], v[1]) | two_bytes(v[2], v[3]) << 16;
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS) rotate_rows(
-    const uint4* __restrict__ x, const float* __restrict__ signs, unsigned char* __restrict__ codes,
+    const uint4* __restrict__ x, const uint4* __restrict__ signs, unsigned char* __restrict__ codes,
     float* __restrict__ scales, int* __restrict__ finite, double largest, double ratio, double unit) {
     extern __shared__ float shared[];
     __shared__ u32 tops[32];
@@ -42,27 +55,23 @@ extern "C" __global__ void __launch_bounds__(THREADS) rotate_rows(
 #pragma unroll
     for (int c = 0; c < EACH / 8; c++) {
         const int chunk = c * THREADS + t;
-        const uint4 words = x[row * (INPUTS / 8) + chunk];
-        const float4* sign = (const float4*)(signs + chunk * 8 % BLOCK);
-        const float4 low = sign[0], high = sign[1];
+        const uint4 word = x[row * (INPUTS / 8) + chunk], sign = signs[chunk % (BLOCK / 8)];
         float* v = z + 8 * c;
-        // a bfloat16 is the upper half of a float32
-        v[0] = __uint_as_float(words.x << 16) * low.x, v[1] = __uint_as_float(words.x & 0xffff0000u) * low.y;
-        v[2] = __uint_as_float(words.y << 16) * low.z, v[3] = __uint_as_float(words.y & 0xffff0000u) * low.w;
-        v[4] = __uint_as_float(words.z << 16) * high.x, v[5] = __uint_as_float(words.z & 0xffff0000u) * high.y;
-        v[6] = __uint_as_float(words.w << 16) * high.z, v[7] = __uint_as_float(words.w & 0xffff0000u) * high.w;
+        two_values(word.x ^ sign.x, v);
+        two_values(word.y ^ sign.y, v + 2);
+        two_values(word.z ^ sign.z, v + 4);
+        two_values(word.w ^ sign.w, v + 6);
 #pragma unroll
         for (int bit = 1; bit < 8; bit *= 2)
 #pragma unroll
             for (int i = 0; i < 8; i++)
                 if (!(i & bit)) butterfly(v[i], v[i | bit]);
 #pragma unroll
-        for (int bit = 1; bit < 32; bit *= 2)
+        for (int bit = 1; bit < 32; bit *= 2) {
+            const float own = t & bit ? -1.0f : 1.0f;
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                const float other = __shfl_xor_sync(0xffffffffu, v[i], bit);
-                v[i] = t & bit ? other - v[i] : v[i] + other;
-            }
+            for (int i = 0; i < 8; i++) v[i] = fmaf(own, v[i], __shfl_xor_sync(0xffffffffu, v[i], bit));
+        }
     }
 
 #if W > 1
@@ -103,7 +112,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) rotate_rows(
     if (t == 0) scales[row] = (scale == 0.0f ? 1.0f : scale * norm) * (float)unit;
     const float inverse = scale == 0.0f ? 0.0f : 1.0f / scale;
 #pragma unroll
-    for (int i = 0; i < EACH; i++) z[i] = rintf(fminf(fmaxf(z[i] * inverse, -largest_code), largest_code));
+    for (int i = 0; i < EACH; i++)  // rounds halves to even
+        z[i] = fminf(fmaxf(z[i] * inverse, -largest_code), largest_code) + MAGIC;
 
     unsigned char* out = codes + row * INPUTS;
 #if W > 1
@@ -114,21 +124,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) rotate_rows(
 #pragma unroll
         for (int w = 0; w < W; w++) {
             unsigned char* at = out + place / 256 * BLOCK + w * 256 + place % 256;
-            const u32 two = byte_of(v[w * V]) | byte_of(v[w * V + 1]) << 8;
 #if W == 16
-            *(unsigned short*)at = (unsigned short)two;
+            *(unsigned short*)at = (unsigned short)two_bytes(v[w * V], v[w * V + 1]);
 #else
-            *(u32*)at = two | byte_of(v[w * V + 2]) << 16 | byte_of(v[w * V + 3]) << 24;
+            *(u32*)at = four_bytes(v + w * V);
 #endif
         }
     }
 #else
 #pragma unroll
     for (int c = 0; c < EACH / 8; c++) {
-        const float* v = z + 8 * c;
-        const u32 low = byte_of(v[0]) | byte_of(v[1]) << 8 | byte_of(v[2]) << 16 | byte_of(v[3]) << 24;
-        const u32 high = byte_of(v[4]) | byte_of(v[5]) << 8 | byte_of(v[6]) << 16 | byte_of(v[7]) << 24;
-        *(uint2*)(out + 8 * (c * THREADS + t)) = make_uint2(low, high);
+        *(uint2*)(out + 8 * (c * THREADS + t)) = make_uint2(four_bytes(z + 8 * c), four_bytes(z + 8 * c + 4));
     }
 #endif
 }

@@ -44,7 +44,7 @@ def fits(x: Tensor, smoothing: Tensor | None) -> bool:
 def rotate_rows(
     x: Tensor, bits: int, clip: float, signs: Tensor, dtype: torch.dtype, finite: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """`activations.quantize` with a rotation; signs: of one block."""
+    """`activations.quantize` with a rotation; signs: bfloat16, of one block, 0 and -0 for 1 and -1."""
     tokens, inputs = x.shape
     codes = torch.empty(x.shape, dtype=dtype, device=x.device)
     scales = torch.empty(tokens, 1, dtype=torch.float32, device=x.device)
