@@ -82,7 +82,9 @@ def _nvrtc_works(device: torch.device) -> bool:
         reason = "in a trial it computed something else"
     except Exception as error:  # no NVRTC, a torch that calls it by another name
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    warnings.warn(f"The rotation in CUDA C++ does not work on {device} ({reason}): Triton rotates", stacklevel=2)
+    warnings.warn(
+        f"The rotation in CUDA C++ does not work on {device} ({reason}): Triton rotates", stacklevel=2
+    )
     return False
 
 
@@ -103,7 +105,7 @@ def _wrong_kernel(device: torch.device) -> str | None:
         one, exact = torch.ones(2, 1, device=device), codes.float() @ codes.float().T
         if not torch.equal(multiply_int8(codes, one, codes, one, None, torch.float32), exact):
             return "the product of integers"
-        if not torch.equal(multiply_few(codes.float(), codes, one, None), exact):
+        if not torch.equal(multiply_few(codes.float(), packing.pack(codes, 4), one, None), exact):
             return "the product of few rows"
         x = codes.to(torch.bfloat16)
         rows, _ = quantize_rows(x, 4, 1.0, rotation.signs(256).to(device), None, torch.int8, None)
