@@ -31,7 +31,19 @@ from adatsq.models import quantizable
 from adatsq.peers.steps import PEERS, Peer
 
 OURS = {4: (4, 8), 3: (3, 4)}  # w_bits: activation bits, all on the same packed weights
-SHOWN = ["method", "w_bits", "a_bits", "mode", "ms", "gain", "tops", "error", "weight_bytes", "peak_bytes", "failed"]
+SHOWN = [
+    "method",
+    "w_bits",
+    "a_bits",
+    "mode",
+    "ms",
+    "gain",
+    "tops",
+    "error",
+    "weight_bytes",
+    "peak_bytes",
+    "failed",
+]
 
 
 def inputs(model: str, transformer: nn.Module, device: torch.device, tiny: bool, seed: int = 0) -> dict:
