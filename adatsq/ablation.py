@@ -11,7 +11,8 @@ picture. Each row is written as soon as it is measured; rows already written are
     NAME-ablation.csv           psnr (dB) and what the search cost and found, a row each. With a baseline: the
                                 mean difference to it on the same pictures. 95% bootstrap intervals
     NAME-ablation-pictures.csv  psnr of each picture
-    NAME-ablation-steps.csv     relative squared error of the latents after each step
+    NAME-ablation-steps.csv     relative squared error of the latents after each step; -steps-pictures.csv has
+                                that of each picture after the last one
 """
 
 import argparse
@@ -30,6 +31,7 @@ from diffusers import DiffusionPipeline
 from adatsq.ablation_plan import CANDIDATES, LOSSES, PARTS, Row, Search, Weights, cost, plan
 from adatsq.ablation_steps import STEPS, measure_steps
 from adatsq.benchmark import commit_here
+from adatsq.controls import A_BITS
 from adatsq.evaluate import generate, intervals, psnr
 from adatsq.fisher import Fisher, temporal_fisher
 from adatsq.judging import task_of
@@ -41,7 +43,7 @@ from adatsq.recipes import adatsq_weights, hadamard_gptq
 from adatsq.results import COLUMNS, SEED
 from adatsq.rows import device_name
 from adatsq.search import SearchResult
-from adatsq.search_compare import A_BITS, SEARCHED, front_share, worst_error
+from adatsq.search_compare import SEARCHED, front_share, worst_error
 from adatsq.trace import Trace, record
 
 ROW = ["part", "setting", "baseline", "baseline_a_bits", *COLUMNS]

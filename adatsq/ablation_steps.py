@@ -1,7 +1,7 @@
 """Does the error grow along the run, and with the number of steps, and does a search stop it?
 
 The relative squared error |x_t - x_t^FP|^2 / |x_t^FP|^2 of held-out latents after each step, in runs of
-several lengths: at fixed bits, with searched policies, and with the controls of `search_compare` at the same
+several lengths: at fixed bits, with searched policies, and with the `controls` at the same
 budget. Weights by Hadamard rotation and GPTQ, calibrated on a run of that length.
 """
 
@@ -16,6 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from adatsq.ablation_plan import BUDGETS, CANDIDATES
+from adatsq.controls import A_BITS, controls
 from adatsq.evaluate import intervals
 from adatsq.fisher import Fisher, temporal_fisher
 from adatsq.lagrangian import search_policies
@@ -25,7 +26,7 @@ from adatsq.policy import act_layers
 from adatsq.recipes import hadamard_gptq
 from adatsq.results import COLUMNS, SEED
 from adatsq.search import ready
-from adatsq.search_compare import A_BITS, SEARCHED, controls
+from adatsq.search_compare import SEARCHED
 from adatsq.trace import Trace, record, step, velocity
 
 STEPS = (4, 10, 25, 50)  # lengths of a run; none longer than the model's own
@@ -69,15 +70,16 @@ def policies(
     for name in FIXED:
         bits = int(name.split()[1])
         yield name, bits, np.full(shape, bits)
-    common = {"images": list(SEARCHED)[: len(trace)], "progress": False}
+    common, searched = {"images": list(SEARCHED)[: len(trace)], "progress": False}, {}
     for name in SEARCHES:
         options = {"shares": CANDIDATES[w_bits]["paper"]} if name == "paper" else {}
         result = search_policies(pipe, trace, fisher, name, budget=budget, **options, **common)
-        searched = result.pick(budget).bits
-        yield name, budget, searched
+        searched[name] = result.pick(budget).bits
+        yield name, budget, searched[name]
     carried = marginal_errors(pipe, trace, A_BITS, **common)
     for name, bits in controls(carried, searched, budget, random=1):
-        yield name, budget, bits
+        if name in CONTROLS:
+            yield name, budget, bits
 
 
 def measure_steps(
@@ -89,7 +91,8 @@ def measure_steps(
     path: Path,
     origin: dict,
 ) -> None:
-    """Write a row per run length, policy and step; a length that is there is skipped.
+    """Write a row per run length, policy and step; a length that is there is skipped. Beside it, in
+    NAME-ablation-steps-pictures.csv, the error at the end of each picture's run, for paired intervals.
 
     origin: columns model, commit and device. The pipeline comes, and stays, in full precision.
     """
@@ -117,7 +120,9 @@ def measure_steps(
                 metric="latent_error", average_bits=bits.mean(), seed=SEED, **place, **origin
             )
             table = table.astype({"n": int})[[*COLUMNS, "steps", "step", "average_bits"]]
-            append(path, table, ["method", "w_bits", "a_bits", "steps"])
+            ends = pd.DataFrame({**place, "picture": range(len(held)), "error": errors[-1], **origin})
+            append(path.with_name(f"{path.stem}-pictures.csv"), ends, [*place])
+            append(path, table, [*place])
             last[name] = errors[-1].mean()
         said = ", ".join(f"{name} {error:.4f}" for name, error in last.items())
         print(f"{steps} steps, error of the last latents: {said}; {time.perf_counter() - start:.1f} s")

@@ -31,6 +31,18 @@ def smoothquant(
     return quantize(pipe, trace, w_bits, a_bits, None, **_smooth("rtn"), **options)
 
 
+def smoothquant_gptq(
+    pipe: DiffusionPipeline,
+    trace: Trace | None = None,
+    w_bits: int = 4,
+    a_bits: int = 4,
+    alpha: pd.DataFrame | None = None,
+    **options,
+) -> DiffusionPipeline:
+    """SmoothQuant with GPTQ in place of rounding to the nearest: `adatsq_smooth` with all timesteps alike."""
+    return quantize(pipe, trace, w_bits, a_bits, None, **_smooth("gptq"), **options)
+
+
 def adatsq_smooth(
     pipe: DiffusionPipeline,
     trace: Trace | None = None,
@@ -41,6 +53,19 @@ def adatsq_smooth(
 ) -> DiffusionPipeline:
     """AdaTSQ's weights on SmoothQuant: GPTQ whose Hessian weighs timesteps by alpha (None: alike)."""
     return quantize(pipe, trace, w_bits, a_bits, alpha, **_smooth("gptq"), **options)
+
+
+def plain_gptq(
+    pipe: DiffusionPipeline,
+    trace: Trace | None = None,
+    w_bits: int = 4,
+    a_bits: int = 4,
+    alpha: pd.DataFrame | None = None,
+    **options,
+) -> DiffusionPipeline:
+    """GPTQ (arXiv:2210.17323) alone, no rotation, clipping or smoothing: `adatsq_plain` with all timesteps
+    alike."""
+    return quantize(pipe, trace, w_bits, a_bits, None, rotation=False, clip=False, **options)
 
 
 def adatsq_plain(
@@ -197,7 +222,9 @@ def _low_rank(pipe: DiffusionPipeline, solver: str) -> dict:
 
 
 METHODS = {
+    "gptq": plain_gptq,
     "smoothquant": smoothquant,
+    "smoothquant+gptq": smoothquant_gptq,
     "quarot": quarot,
     "vidit-q": vidit_q,
     "vidit-q+mixed": vidit_q_mixed,

@@ -31,15 +31,17 @@ from diffusers import DiffusionPipeline
 
 import adatsq
 from adatsq.baselines import METHODS
-from adatsq.facts import counted_calls, group_search, peak_memory, size
+from adatsq.facts import counted_calls, group_search, on_disk, peak_memory, size
 from adatsq.judging import task_of
 from adatsq.results import ORDER, tidy_tables
 from adatsq.rows import (
+    BUDGETS,
     EXACT,
     SEARCHED,
     Setting,
     at_fixed_bits,
     at_searched_bits,
+    fisher_calls,
     frontier,
     score,
     scored,
@@ -47,7 +49,6 @@ from adatsq.rows import (
 )
 
 CALIBRATION, CHECK = slice(0, 32), slice(32, 64)
-BUDGETS = {4: (4.0,), 3: (3.1, 3.6)}  # w_bits: average activation bits of the searched policies
 RECIPES = {
     "rtn": adatsq.rtn,
     "hadamard": adatsq.hadamard,
@@ -132,24 +133,11 @@ def run(setting: Setting, pipe: DiffusionPipeline, calibration: list[str], seed:
     found: dict = {}  # smoothing and branches, the same for methods that differ in their solver alone
 
     def weights(method: str, w_bits: int, rows: list[tuple[str, float]]) -> str:
-        """Quantize once, then all rows on these weights."""
-        alpha = fisher.alpha(tau=1.0) if method.startswith("adatsq") else None
-        fisher_calls = trace.branches * len(trace) * len(trace.timesteps)  # each forward and backward
-        pipe, options = setting.load(), {"blocks_per_pass": None, "batch_size": 32, "progress": False}
-        if setting.shared:  # seconds that are told are those of all that a method needs
-            options["memory"] = found
-        with peak_memory(setting.device, "quantize") as peak, counted_calls(pipe.transformer) as calls:
-            _, quantize_s = timed(WEIGHTS[method], pipe, trace, w_bits, w_bits, alpha, **options)
-        facts = {
-            "quantize_s": quantize_s,
-            "calibration_calls": calls.rows,
-            "record_s": record_s,
-            "fisher_s": fisher_s,
-            **({} if alpha is None else {"fisher_calls": fisher_calls}),
-            **size(pipe),
-            **group_search(pipe),
-            **peak,
-        }
+        """Quantize once, then all rows on these weights. With --shared no seconds are told, which would have
+        to be those of all that a method needs."""
+        memory = found if setting.shared else None
+        pipe, facts = quantized(setting, method, w_bits, trace, fisher, memory)
+        facts |= {"record_s": record_s, "fisher_s": fisher_s}
         for name, budget in rows:
             if name == method:
                 arguments = at_fixed_bits, setting, pipe, trace, reference, name, w_bits, facts
@@ -177,19 +165,50 @@ def run(setting: Setting, pipe: DiffusionPipeline, calibration: list[str], seed:
     return failed
 
 
+def quantized(
+    setting: Setting,
+    method: str,
+    w_bits: int,
+    trace: adatsq.Trace,
+    fisher: adatsq.Fisher,
+    memory: dict | None = None,
+) -> tuple[DiffusionPipeline, dict]:
+    """A pipeline with a method's weights, and what they are and took. memory: as in `quantize`."""
+    alpha = fisher.alpha(tau=1.0) if method.startswith("adatsq") else None
+    pipe, options = setting.load(), {"blocks_per_pass": None, "batch_size": 32, "progress": False}
+    if memory is not None:
+        options["memory"] = memory
+    with peak_memory(setting.device, "quantize") as peak, counted_calls(pipe.transformer) as calls:
+        _, quantize_s = timed(WEIGHTS[method], pipe, trace, w_bits, w_bits, alpha, **options)
+    return pipe, {
+        "quantize_s": quantize_s,
+        "calibration_calls": calls.rows,
+        **({} if alpha is None else {"fisher_calls": fisher_calls(trace)}),
+        **size(pipe),
+        **on_disk(pipe),
+        **group_search(pipe),
+        **peak,
+    }
+
+
 def wanted(widths: Sequence[int] = tuple(BUDGETS)) -> list[tuple[str, int, float]]:
     """(method, w_bits, a_bits) of all rows at these widths, in the order of tables; full precision first."""
     rows = [("fp", 16, 16.0)]
     for w in widths:
-        rows += [(m, w, float(a)) for m in ORDER[1:] for a in (BUDGETS[w] if m in SEARCHED else (w,))]
+        for m in ORDER[1:]:
+            rows += [(m, w, float(a)) for a in (SEARCHED[m].budgets[w] if m in SEARCHED else (w,))]
     return rows
+
+
+def on_weights(method: str, w_bits: int) -> list[tuple[str, float]]:
+    """(method, activation bits) of all rows on a method's weights, its own first; searches by budget."""
+    found = [(m, b) for m, how in SEARCHED.items() if how.weights == method for b in how.budgets[w_bits]]
+    return [(method, float(w_bits)), *sorted(found, key=lambda row: row[1])]
 
 
 def missing(setting: Setting, weights: str, w_bits: int, steps: int) -> list[tuple[str, float]]:
     """(method, activation bits) of the rows on these weights that are wanted and not yet written."""
-    rows = [(weights, float(w_bits))]
-    rows += [(m, b) for b in BUDGETS[w_bits] for m, (base, _) in SEARCHED.items() if base == weights]
-    rows = [row for row in rows if row[0] in setting.methods]
+    rows = [row for row in on_weights(weights, w_bits) if row[0] in setting.methods]
     if weights == "adatsq-weights" and "adatsq" in setting.methods and steps <= 4:
         rows.append((EXACT, float(w_bits)))
     return [(m, b) for m, b in rows if not scored(setting, m, w_bits, b)]

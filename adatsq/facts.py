@@ -4,13 +4,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
 from adatsq.arguments import argument_names, bind
-from adatsq.policy import act_layers
+from adatsq.io import save
+from adatsq.policy import Policy, act_layers
 from adatsq.storage import summary
 from adatsq.trace import Trace
 
@@ -31,8 +34,17 @@ def size(pipe: DiffusionPipeline) -> dict:
     }
 
 
-def activation_bits(pipe: DiffusionPipeline, trace: Trace) -> dict:
-    """Averages of the layers' activation bits as they stand: each layer once, and by its multiplications.
+def on_disk(pipe: DiffusionPipeline) -> dict:
+    """disk_bytes: of the transformer's folder as `save` writes it, its weights and its configuration."""
+    with TemporaryDirectory() as folder:
+        save(pipe, Path(folder) / "saved")
+        files = (Path(folder) / "saved" / "transformer").iterdir()
+        return {"disk_bytes": sum(file.stat().st_size for file in files)}
+
+
+def activation_bits(pipe: DiffusionPipeline, trace: Trace, policy: Policy | None = None) -> dict:
+    """Averages of the layers' activation bits, as they stand or as a policy has them on average over its
+    timesteps: each layer once, and by its multiplications.
 
         flop_weighted = (sum_l n_l in_l out_l a_l + 16 sum_l n_l r_l (in_l + out_l)) / sum_l n_l in_l out_l
 
@@ -42,14 +54,14 @@ def activation_bits(pipe: DiffusionPipeline, trace: Trace) -> dict:
     """
     layers = act_layers(trace)
     linears = [pipe.transformer.get_submodule(layer.name) for layer in layers]
+    a_bits = [linear.a_bits for linear in linears] if policy is None else policy.bits.mean(0).tolist()
     whole = bits = 0
-    for layer, linear in zip(layers, linears):
+    for layer, linear, a in zip(layers, linears, a_bits):
         own = layer.tokens * layer.in_features * layer.out_features
         rank = 0 if linear.down is None else len(linear.down)
         whole += own
-        bits += linear.a_bits * own + 16 * layer.tokens * rank * (layer.in_features + layer.out_features)
-    average = sum(linear.a_bits for linear in linears) / len(linears)
-    return {"average_bits": average, "flop_weighted_bits": bits / whole}
+        bits += a * own + 16 * layer.tokens * rank * (layer.in_features + layer.out_features)
+    return {"average_bits": sum(a_bits) / len(a_bits), "flop_weighted_bits": bits / whole}
 
 
 def group_search(pipe: DiffusionPipeline) -> dict:

@@ -2,13 +2,8 @@
 
 The beam of `search` chooses among a few shapes per timestep, and drops paths before it knows what their bits
 would have bought later. Here each (timestep, layer) has an error at each bit-width, `allocate` solves for the
-budget exactly, and trajectories serve only to compare the few policies that come of different errors:
-
-    carried       E[t, l, b] = |J d|^2, carried to the last latents (`marginal_errors`)
-    carried^1/2   J's part of it, the ratio between layers and timesteps, at half its logarithm: where errors
-                  are large, first order overstates the differences
-    fisher        I[t, l] |W_l|^2 / (2^(b-1) - 1)^2, of one call alone
-    both          the geometric mean of carried and fisher, each scaled to sum 1
+budget exactly, and trajectories serve only to compare the few policies that come of different kinds of error
+(`error_kinds`).
 """
 
 import time
@@ -21,11 +16,11 @@ from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from adatsq.allocation import allocate
-from adatsq.candidates import every_step
+from adatsq.error_kinds import calls, every_kind
 from adatsq.fisher import Fisher
-from adatsq.marginals import marginal_errors
 from adatsq.pareto import non_dominated
-from adatsq.policy import LayerShape, Policy, act_layers
+from adatsq.policy import Policy, act_layers
+from adatsq.prices import price_search
 from adatsq.search import COLUMNS, FrontPath, SearchResult, beam_search, chosen_images, extend, ready
 from adatsq.trace import Trace
 
@@ -39,12 +34,13 @@ WEIGHTS = {
 def search_policies(
     pipe: DiffusionPipeline, trace: Trace, fisher: Fisher, search: str = "lagrangian", **options
 ) -> SearchResult:
-    """search: "lagrangian" (`lagrangian_search`) or "paper" (`beam_search`), with the options of that one.
+    """search: "paper" (`beam_search`), "lagrangian" (`lagrangian_search`) or "prices" (`price_search`), with
+    the options of that one.
 
-    Both record their cost as `calls`: one for each image of each call of the transformer. A backward pass
-    counts as two, and the layers' products at other bits as one per bit-width, more than they truly cost.
+    All record their cost as `calls`: one for each image of each call of the transformer, and what the errors
+    of the last two take (`error_kinds.calls`).
     """
-    searches = {"paper": beam_search, "lagrangian": lagrangian_search}
+    searches = {"paper": beam_search, "lagrangian": lagrangian_search, "prices": price_search}
     if search not in searches:
         raise ValueError(f"search is {search!r}: choose one of {', '.join(map(repr, searches))}")
     return searches[search](pipe, trace, fisher, **options)
@@ -71,13 +67,9 @@ def lagrangian_search(
     if weights not in WEIGHTS:
         raise ValueError(f"weights is {weights!r}: choose one of {', '.join(map(repr, WEIGHTS))}")
     budgets = [float(value) for value in np.atleast_1d(budget)]
-    every_step(trace, fisher, {"check": np.eye(len(a_bits))[0]}, a_bits)  # that they are of the same run
     images, started = chosen_images(trace, images), time.perf_counter()
-    layers = act_layers(trace)
-    cost = [WEIGHTS[weights](layer) for layer in layers]
-    with ready(pipe, trace, images):
-        carried = marginal_errors(pipe, trace, a_bits, images, probes, 0, batch_size, progress)
-        scores = kinds_of_error(carried, fisher_errors(pipe, fisher, layers, a_bits))
+    cost = [WEIGHTS[weights](layer) for layer in act_layers(trace)]
+    scores = every_kind(pipe, trace, fisher, a_bits, images, probes, batch_size, progress)
     policies = {}
     for value in budgets:
         for name, errors in scores.items():
@@ -94,37 +86,13 @@ def lagrangian_search(
     ]
     for row in rows:
         row[-1] = row[3] in {path.candidates[0] for path in front}
-    passes = 3 + len(a_bits)  # forward, backward as two, and a product per bit-width
     return SearchResult(
         front=sorted(front, key=lambda path: path.average_bits),
         evaluated=pd.DataFrame(rows, columns=COLUMNS),
         lowest=float(min(a_bits)),
         seconds=time.perf_counter() - started,
-        calls=len(images) * (len(rows) + passes * probes * len(trace.timesteps)),
+        calls=len(images) * len(rows) + calls(trace, a_bits, images, probes),
     )
-
-
-def fisher_errors(
-    pipe: DiffusionPipeline, fisher: Fisher, layers: Sequence[LayerShape], a_bits: Sequence[int]
-) -> np.ndarray:
-    """I[t, l] |W_l|^2 / (2^(b-1) - 1)^2, (T, L, len(a_bits)): noise falls as the square of its step."""
-    modules = [pipe.transformer.get_submodule(layer.name) for layer in layers]
-    size = [float(module.weight_matrix().double().square().sum()) for module in modules]
-    noise = [1 / (2 ** (bits - 1) - 1) ** 2 for bits in a_bits]
-    information = fisher.values[[layer.name for layer in layers]].to_numpy()
-    return (information * size)[..., None] * noise
-
-
-def kinds_of_error(carried: np.ndarray, fisher: np.ndarray) -> dict[str, np.ndarray]:
-    """The errors (T, L, B) that policies are allocated from, by name, as at the top of this file."""
-    worst = np.maximum(carried.max(-1, keepdims=True), 1e-300)
-    both = np.sqrt(carried / carried.sum() * (fisher / fisher.sum()))
-    return {
-        "carried": carried,
-        "carried^1/2": carried / worst * np.sqrt(worst),
-        "fisher": fisher,
-        "both": both,
-    }
 
 
 def follow(

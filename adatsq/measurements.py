@@ -30,3 +30,13 @@ def stored(path: Path, **where: str | float) -> pd.DataFrame:
     for column, value in where.items():
         table = table[table[column] == value]
     return table
+
+
+def same_pictures(rows: pd.DataFrame, search: str) -> pd.DataFrame:
+    """Rows, one per policy (column search) and picture, of policies that drew as many pictures as this one.
+
+    A run of more held-out prompts replaces rows one by one: until it is through, picture 3 of one policy may
+    be of another prompt than picture 3 of the next.
+    """
+    drawn = rows.groupby("search").picture.nunique()
+    return rows[rows.search.map(drawn) == drawn.get(search, 0)]

@@ -18,6 +18,7 @@ POLICY_COLORS = {  # of activation bits, in figures that show no methods
     "uniform 4": "#333333",
     "paper": "#A8A860",  # that of hadamard+gptq+search, which it is
     "lagrangian": "#0072B2",
+    "prices": "#69F2C4",
     "random 0": "#56B4E9",
     "first steps at 8": "#CC79A7",
     "last steps at 8": "#7A2964",

@@ -19,7 +19,10 @@ PAIRED = [*COLUMNS[:2], "baseline", "baseline_a_bits", *COLUMNS[2:]]
 ORDER = (
     "fp",
     "rtn",
+    "rtn+search",
+    "gptq",
     "smoothquant",
+    "smoothquant+gptq",
     "vidit-q",
     "vidit-q+mixed",
     "quarot",
@@ -30,9 +33,14 @@ ORDER = (
     "hadamard",
     "hadamard+gptq",
     "hadamard+gptq+search",
+    "hadamard+gptq+lagrangian",
+    "hadamard+gptq+prices",
     "adatsq+plain",
+    "adatsq+plain+search",
     "adatsq+smoothquant",
+    "adatsq+smoothquant+search",
     "adatsq+svdquant",
+    "adatsq+svdquant+search",
     "adatsq-weights",
     "adatsq",
     "adatsq+ladder",
@@ -43,17 +51,43 @@ ORDER = (
 # full-size model.
 EVERY = ("fp", "rtn", "svdquant", "hadamard+gptq")
 BASES = {
+    "smoothquant+gptq": ("smoothquant", "gptq"),
     "vidit-q+mixed": ("vidit-q",),
-    "hadamard+gptq": ("hadamard", "quarot"),
-    "hadamard+gptq+search": ("hadamard",),
-    "adatsq+smoothquant": ("smoothquant",),
+    "hadamard+gptq": ("gptq", "hadamard", "quarot"),
+    "hadamard+gptq+search": ("hadamard", "rtn+search"),
+    "hadamard+gptq+lagrangian": ("hadamard", "hadamard+gptq+search"),
+    "hadamard+gptq+prices": ("hadamard", "hadamard+gptq+search", "hadamard+gptq+lagrangian"),
+    "adatsq+plain": ("gptq",),
+    "adatsq+plain+search": ("gptq", "adatsq+plain"),
+    "adatsq+smoothquant": ("smoothquant", "smoothquant+gptq"),
+    "adatsq+smoothquant+search": ("smoothquant", "smoothquant+gptq", "adatsq+smoothquant"),
     "adatsq+svdquant": ("svdquant+gptq",),
-    "adatsq-weights": ("hadamard", "svdquant+small-rank"),
-    "adatsq": ("hadamard", "hadamard+gptq+search", "adatsq-weights", "svdquant+small-rank"),
-    "adatsq+ladder": ("hadamard", "hadamard+gptq+search", "adatsq-weights", "adatsq"),
-    "adatsq+lagrangian": ("hadamard", "hadamard+gptq+search", "adatsq-weights", "adatsq"),
+    "adatsq+svdquant+search": ("svdquant+gptq", "adatsq+svdquant"),
+    "adatsq-weights": ("hadamard", "quarot", "svdquant+small-rank"),
+    "adatsq": (
+        "hadamard",
+        "quarot",
+        "rtn+search",
+        "hadamard+gptq+search",
+        "adatsq-weights",
+        "svdquant+small-rank",
+    ),
+    "adatsq+ladder": ("hadamard", "rtn+search", "hadamard+gptq+search", "adatsq-weights", "adatsq"),
+    "adatsq+lagrangian": (
+        "hadamard",
+        "rtn+search",
+        "hadamard+gptq+search",
+        "hadamard+gptq+lagrangian",
+        "adatsq-weights",
+        "adatsq",
+    ),
 }
-POLICIES = ("hadamard+gptq+search", "adatsq")  # in BASES: compared with at the same budget
+POLICIES = (
+    "rtn+search",
+    "hadamard+gptq+search",
+    "hadamard+gptq+lagrangian",
+    "adatsq",
+)  # only at the same budget
 PLACE = [*KEY, "prompt", "picture", "category"]  # columns of NAME-images.csv that say what a row is of
 DISTANCES = ["psnr", "ssim"]  # to the full-precision picture; the columns left are the judge's scores
 SEED = 0  # of the bootstrap; the pictures' own seeds are in the prompt file
@@ -132,8 +166,14 @@ def _grid(group: pd.DataFrame, metric: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _facts(facts: pd.DataFrame) -> pd.DataFrame:
-    """Seconds, bits and bytes, a row each, without intervals."""
-    long = facts.melt([*KEY, "commit", "device"], var_name="metric").dropna(subset="value")
+    """Seconds, bits and bytes, a row each, without intervals. Those that `adatsq.costs` measured anew are of
+    its commit and device."""
+    origin = [name for name in facts if name.endswith(("commit", "device"))]
+    long = facts.melt([*KEY, *origin], var_name="metric").dropna(subset="value")
+    anew = long.metric.str.endswith(("_s", "_calls", "_bytes")) & long.metric.ne("transformer_bytes")
+    for name in ("commit", "device"):
+        if f"costs_{name}" in long:
+            long[name] = long[f"costs_{name}"].where(anew).fillna(long[name])
     return long.assign(ci_low=np.nan, ci_high=np.nan, n=1, seed=SEED)
 
 

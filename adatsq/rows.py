@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,16 +20,37 @@ from adatsq.facts import activation_bits, counted_calls, peak_memory
 from adatsq.files import write_text
 from adatsq.judging import Task
 from adatsq.lagrangian import search_policies
+from adatsq.policy import Policy
 from adatsq.results import KEY, ORDER
 
 SEARCH = range(4)  # calibration images that the search follows
-# Searched methods: the weights that they are searched on, and the beam's candidates per w_bits: the default
-# shares, or a finer ladder that spends on the fourth bit first. None: no beam, the Lagrangian search.
+BUDGETS = {4: (4.0,), 3: (3.1, 3.6)}  # w_bits: average activation bits of searched policies
+LOWEST = {4: (4.0,), 3: (3.1,)}
+LADDERS = {4: LADDER, 3: LADDER}
+
+
+class Searched(NamedTuple):
+    """A method with a search: the method whose weights it runs on, which search (of `search_policies`), a
+    beam's candidates per w_bits (the default shares, or a finer ladder that spends on the fourth bit first),
+    and the budgets per w_bits."""
+
+    weights: str
+    search: str = "paper"
+    shares: dict = SHARES
+    budgets: dict = BUDGETS
+
+
 SEARCHED = {
-    "hadamard+gptq+search": ("hadamard+gptq", SHARES),
-    "adatsq": ("adatsq-weights", SHARES),
-    "adatsq+ladder": ("adatsq-weights", {4: LADDER, 3: LADDER}),
-    "adatsq+lagrangian": ("adatsq-weights", None),
+    "rtn+search": Searched("rtn"),
+    "hadamard+gptq+search": Searched("hadamard+gptq"),
+    "hadamard+gptq+lagrangian": Searched("hadamard+gptq", "lagrangian"),
+    "hadamard+gptq+prices": Searched("hadamard+gptq", "prices"),
+    "adatsq+plain+search": Searched("adatsq+plain", budgets=LOWEST),
+    "adatsq+smoothquant+search": Searched("adatsq+smoothquant", budgets=LOWEST),
+    "adatsq+svdquant+search": Searched("adatsq+svdquant", budgets=LOWEST),
+    "adatsq": Searched("adatsq-weights"),
+    "adatsq+ladder": Searched("adatsq-weights", shares=LADDERS),
+    "adatsq+lagrangian": Searched("adatsq-weights", "lagrangian"),
 }
 BEAMS = (1, 2, 4)  # held against the exact front of `adatsq`'s weights and candidates
 EXACT = "adatsq all-paths"
@@ -82,28 +104,41 @@ def at_searched_bits(
     setting, pipe, trace, fisher, reference, method: str, w_bits: int, budget: float, facts
 ) -> str:
     """The policy that the search finds on these weights for this budget, and its pictures."""
-    shares = SEARCHED[method][1]
-    kind, options = ("lagrangian", {}) if shares is None else ("paper", {"shares": shares[w_bits], "beam": 4})
-    options |= {"budget": budget, "images": list(SEARCH), "progress": False}
-    with peak_memory(setting.device, "search") as peak, counted_calls(pipe.transformer) as calls:
-        result = search_policies(pipe, trace, fisher, kind, **options)
-    policy, judge_s = timed(result.pick, budget, lambda policy: check(setting, pipe, policy))
+    policy, evaluated, found = searched(setting, pipe, trace, fisher, method, w_bits, budget)
     key = {"method": method, "w_bits": w_bits, "budget": budget}
-    _append(setting.path("-search.csv"), result.evaluated.assign(**key), list(key), float_format="%.6g")
+    _append(setting.path("-search.csv"), evaluated.assign(**key), list(key), float_format="%.6g")
     policy.save(setting.path(f"-policy-{method}-w{w_bits}a{budget:g}.json"))
     images = setting.draw(pipe, setting.evaluation, setting.pictures, policy)
+    return score(setting, images, reference, method, w_bits, budget, {**facts, **found})
+
+
+def searched(
+    setting, pipe, trace, fisher, method: str, w_bits: int, budget: float
+) -> tuple[Policy, pd.DataFrame, dict]:
+    """(the policy picked, all that the search evaluated, facts of the policy and of what finding it took)."""
+    how = SEARCHED[method]
+    options = {"shares": how.shares[w_bits], "beam": 4} if how.search == "paper" else {}
+    options |= {"budget": budget, "images": list(SEARCH), "progress": False}
+    with peak_memory(setting.device, "search") as peak, counted_calls(pipe.transformer) as calls:
+        result = search_policies(pipe, trace, fisher, how.search, **options)
+    policy, judge_s = timed(result.pick, budget, lambda policy: check(setting, pipe, policy))
     found = {
-        "average_bits": policy.average,
+        **activation_bits(pipe, trace, policy),
         "parameter_weighted_bits": policy.parameter_weighted,
-        "flop_weighted_bits": policy.flop_weighted,
+        "fisher_calls": fisher_calls(trace),  # of candidates or errors, whatever the weights are made with
         "search_s": result.seconds,
         # Backward passes and products at other bits are no calls that a hook sees, but work all the same.
-        "search_calls": calls.rows if kind == "paper" else result.calls * trace.branches,
+        "search_calls": calls.rows if how.search == "paper" else result.calls * trace.branches,
         "judge_s": judge_s,
         "front_paths": len(result.front),
         **peak,
     }
-    return score(setting, images, reference, method, w_bits, budget, {**facts, **found})
+    return policy, result.evaluated, found
+
+
+def fisher_calls(trace) -> int:
+    """Transformer calls of one row each, forward and backward, that a trace's Fisher information takes."""
+    return trace.branches * len(trace) * len(trace.timesteps)
 
 
 def check(setting: Setting, pipe, policy) -> float:
@@ -114,7 +149,7 @@ def check(setting: Setting, pipe, policy) -> float:
 
 def frontier(setting, pipe, trace, fisher, w_bits: int) -> str:
     """All complete paths of `adatsq`'s search, and the share of their front that each beam finds."""
-    options = {"shares": SEARCHED["adatsq"][1][w_bits], "images": list(SEARCH), "progress": False}
+    options = {"shares": SEARCHED["adatsq"].shares[w_bits], "images": list(SEARCH), "progress": False}
     truth = adatsq.brute_force(pipe, trace, fisher, **options)
     names, steps = {-1: ()}, len(trace.timesteps)
     for row in truth.evaluated.itertuples():

@@ -95,7 +95,8 @@ def beam_search(
     if beam < 1:
         raise ValueError(f"beam is {beam}, it must be at least 1")
     options = every_step(trace, fisher, shares, a_bits)
-    return _search(pipe, trace, options, beam_rule(options, beam, budget), images, batch_size, progress)
+    select = beam_rule(options, beam, budget)
+    return search_options(pipe, trace, options, select, images, batch_size, progress)
 
 
 def beam_rule(options: Options, beam: int, budget: float | None) -> Callable[[int, np.ndarray], np.ndarray]:
@@ -125,7 +126,7 @@ def brute_force(
     paths = int(np.prod([float(len(option)) for option in options]))
     if paths > MOST_PATHS:
         raise ValueError(f"{len(options)} steps have {paths:.2g} paths, over {MOST_PATHS}: use beam_search")
-    return _search(pipe, trace, options, lambda t, p: np.arange(len(p)), images, batch_size, progress)
+    return search_options(pipe, trace, options, lambda t, p: np.arange(len(p)), images, batch_size, progress)
 
 
 def hypervolume_share(result: SearchResult, truth: SearchResult) -> float:
@@ -159,7 +160,7 @@ class Path:
         return float(np.mean(self.bits))
 
 
-def _search(
+def search_options(
     pipe: DiffusionPipeline,
     trace: Trace,
     options: Options,

@@ -2,18 +2,19 @@
 
     python -m adatsq.search_compare --model data/models/z-image-mini --out data/results
 
-At each budget: the beam ("paper") and the Lagrangian search, the beam once more so wide that it makes as many
-transformer calls ("equal calls"), and controls within the same budget: the Lagrangian policy's bits at random
-places, 8 bits for the first or the last steps until the budget is spent, bits that are static over time, or
-the same for all layers. What each spends is in average_bits; the beam often spends less. Weights by Hadamard
-rotation and GPTQ. All draw the same held-out pictures, and are compared picture by picture.
+At each budget: the beam ("paper"), the Lagrangian search and the beam over its prices, the first once more so
+wide that it makes as many transformer calls as the second ("equal calls"), and `controls`: the bits of these
+policies at random places or without time, 8 bits for the first or the last steps, bits that are static over
+time, or the same for all layers. What each spends is in average_bits; the beam often spends less. Activations
+at 8 bits show what is left to the weights, which are made by Hadamard rotation and GPTQ.
+All draw the same held-out pictures, and are compared picture by picture.
 NAME-search-compare.csv has a row per policy, and NAME-search-compare-pictures.csv one per policy and picture.
 Both are written as soon as a policy has been drawn; policies that are there are skipped. Rows of fewer
 pictures, of a smaller run, are measured again and replaced.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -22,9 +23,9 @@ import pandas as pd
 import torch
 from diffusers import DiffusionPipeline
 
-from adatsq.allocation import allocate
 from adatsq.benchmark import commit_here
 from adatsq.candidates import LADDER, SHARES
+from adatsq.controls import A_BITS, controls
 from adatsq.evaluate import generate, psnr
 from adatsq.fisher import temporal_fisher
 from adatsq.judging import task_of
@@ -39,7 +40,6 @@ from adatsq.rows import device_name
 from adatsq.search import SearchResult
 from adatsq.trace import Trace, record
 
-A_BITS = (3, 4, 8)
 SEARCHED = range(4)  # calibration pictures that both searches follow
 MOST_BITS, WORST = 4.5, 1.1  # corner of the box of a front's hypervolume; WORST: times the error at 3 bits
 WIDEST = 64  # beam
@@ -49,32 +49,16 @@ SEARCHES = {
     "paper, ladder": ("paper", {"shares": LADDER}),
     "lagrangian": ("lagrangian", {}),
     "lagrangian, flops": ("lagrangian", {"weights": "flops"}),
+    "prices": ("prices", {}),
 }
 EQUAL = {f"{name}, equal calls": name for name in SEARCHES if name.startswith(PAPER)}
+UNIFORM = {f"uniform {bits}": bits for bits in A_BITS}
 KEY = ["search", "w_bits", "budget"]
 COLUMNS = (
     "model search w_bits budget average_bits flop_weighted_bits error calls search_s candidate psnr n gain "
     "gain_se hypervolume beam commit device steps calibration"
 ).split()
 BUDGETS, RANDOM, HELD_OUT = (3.1, 3.6), 20, 32  # of the command, unless it is told others
-
-
-def controls(
-    carried: np.ndarray, searched: np.ndarray, budget: float, random: int
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Named policies (T, L) of at most `budget` average bits, from errors (T, L, B) and a searched policy."""
-    steps, layers, _ = carried.shape
-    for seed in range(random):
-        bits = np.random.default_rng(seed).permutation(searched.ravel()).reshape(steps, layers)
-        yield f"random {seed}", bits
-    eight = int((budget - 3) / 5 * searched.size + 1e-9)
-    first = np.where(np.arange(searched.size) < eight, 8, 3).reshape(steps, layers)
-    yield "first steps at 8", first
-    yield "last steps at 8", first[::-1]
-    static = allocate(carried.sum(0, keepdims=True), A_BITS, budget)
-    yield "static over time", np.repeat(static, steps, axis=0)
-    over_time = allocate(carried.sum(1, keepdims=True), A_BITS, budget)
-    yield "same for all layers", np.repeat(over_time, layers, axis=1)
 
 
 def missing(path: Path, w_bits: int, budget: float, random: int, pictures: int) -> list[str]:
@@ -85,8 +69,9 @@ def missing(path: Path, w_bits: int, budget: float, random: int, pictures: int) 
 
 def policy_names(random: int = RANDOM) -> list[str]:
     """All policies of a budget, in the order in which they are measured."""
-    others = [name for name, _ in controls(np.ones((1, 1, len(A_BITS))), np.full((1, 1), 3), 3, random)]
-    return [*SEARCHES, *EQUAL, *others, *(f"uniform {bits}" for bits in A_BITS[:2])]
+    some = dict.fromkeys((PAPER, "lagrangian"), np.full((1, 1), 3))
+    others = [name for name, _ in controls(np.ones((1, 1, len(A_BITS))), some, 3, random)]
+    return [*SEARCHES, *EQUAL, *others, *UNIFORM]
 
 
 def worst_error(pipe: DiffusionPipeline, trace: Trace, images: Sequence[int]) -> float:
@@ -133,7 +118,7 @@ def compare(
     """
     path, of_pictures = (Path(f"{name}-search-compare{suffix}.csv") for suffix in ("", "-pictures"))
     images = list(SEARCHED)[: len(trace)]
-    uniform = {f"uniform {bits}": Policy.of(trace, bits).bits for bits in A_BITS[:2]}
+    uniform = {name: Policy.of(trace, bits).bits for name, bits in UNIFORM.items()}
     before = stored(path, w_bits=w_bits)
     if len(before) and (before.n > len(held)).any():
         raise ValueError(
@@ -181,7 +166,7 @@ def compare(
         policy = result.pick(budget)
         chosen = next(path for path in result.front if path.policy is policy)
         facts = {"error": chosen.error, "calls": result.calls, "search_s": result.seconds, "beam": beam}
-        facts["candidate"] = chosen.candidates[0] if beam is None else ""
+        facts["candidate"] = chosen.candidates[0] if len(chosen.candidates) == 1 else ""
         add(label, policy, budget, {**facts, "hypervolume": front_share(result, worst)})
 
     carried = marginal_errors(pipe, trace, A_BITS, **common)  # the controls' own: static ones need a score
@@ -196,7 +181,8 @@ def compare(
                 beam, result = at_equal_calls(lambda m, n=narrow, b=budget: search(n, b, m), calls)
                 add_found(label, result, budget, beam)
         if set(todo) - {*SEARCHES, *EQUAL}:
-            searched = search("lagrangian", budget, None).pick(budget).bits
+            known = ((PAPER, 4), ("lagrangian", None))
+            searched = {name: search(name, budget, beam).pick(budget).bits for name, beam in known}
             for label, bits in [*controls(carried, searched, budget, random), *uniform.items()]:
                 if label in todo:
                     add(label, Policy.of(trace, bits), budget, {})

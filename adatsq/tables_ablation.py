@@ -1,5 +1,6 @@
 """The paper's table 3 in miniature: what `ablation` and `search_compare` stored, as tables."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from adatsq.evaluate import intervals
+from adatsq.measurements import same_pictures
 from adatsq.results import SEED
 from adatsq.search_compare import RANDOM, policy_names
 
@@ -18,14 +20,23 @@ LIKE = 0.05  # of all entries: shares of bits that differ by no more are called 
 CONTROLS = {  # in NAME-search-compare.csv, from none to one kind of freedom
     "uniform 3": "3 bits everywhere",
     "random": "random places",
+    "random beam": "random places, the beam's bits",
     "first steps at 8": "8 bits for the first steps",
     "last steps at 8": "8 bits for the last steps",
+    "first quarter at 8": "8 bits for the first quarter, 4.25 in all",
+    "last quarter at 8": "8 bits for the last quarter, 4.25 in all",
     "same for all layers": "per timestep only",
     "static over time": "per layer only",
+    "collapsed beam": "the beam's, without time",
+    "collapsed": "Lagrangian, without time",
     "paper": "the beam",
+    "paper, equal calls": "the beam, at equal calls",
     "paper, ladder": "the beam, finer candidates",
+    "paper, ladder, equal calls": "the same, at equal calls",
+    "lagrangian": "Lagrangian",
 }
-SEARCHES = ("paper", "lagrangian")  # held against them
+SEARCHES = ("paper", "lagrangian", "prices")  # held against them
+NUMBERED = r"^(random( beam)?) \d+$"  # policies of one kind, which count as one
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ class Ablation:
     def policies(self, budget: float) -> pd.DataFrame:
         """A row per policy of this budget, the random ones as one: bits, PSNR, cost."""
         rows = self.compared[self.compared.budget == budget].copy()
-        rows["policy"] = rows.search.str.replace(r"^random \d+$", "random", regex=True)
+        rows["policy"] = rows.search.str.replace(NUMBERED, r"\1", regex=True)
         columns = ["average_bits", "flop_weighted_bits", "psnr", "calls", "search_s", "hypervolume"]
         columns = [c for c in columns if c in rows]
         table = rows.groupby("policy", sort=False)[columns].mean()
@@ -95,10 +106,10 @@ class Ablation:
     def over_controls(self, search: str, budget: float) -> pd.DataFrame:
         """PSNR of a searched policy minus that of each control, on the same pictures, with 95% intervals.
 
-        Of the random ones, the mean over all of them for each picture.
+        Of the random ones, the mean over all of them for each picture. Controls that drew others have no row.
         """
-        rows = self.pictures[self.pictures.budget == budget]
-        table = rows.assign(search=rows.search.str.replace(r"^random \d+$", "random", regex=True))
+        rows = same_pictures(self.pictures[self.pictures.budget == budget], search)
+        table = rows.assign(search=rows.search.str.replace(NUMBERED, r"\1", regex=True))
         table = table.pivot_table(index="picture", columns="search", values="psnr")
         found = []
         for control, called in CONTROLS.items():
@@ -135,9 +146,9 @@ def absent(ablation: Ablation, budget: float) -> str:
     rows = ablation.compared[ablation.compared.budget == budget]
     device = f", measured on {', '.join(sorted(set(rows.device)))}" if "device" in rows else ""
     names = [name for name in policy_names() if name not in set(rows.search)]
-    named = [f"`{name}`" for name in names if not name.startswith("random")]
+    named = [f"`{name}`" for name in names if not re.match(NUMBERED, name)]
     left = len(names) - len(named)
-    named += [f"{left} of {RANDOM} random policies"] * (left > 0)
+    named += [f"{left} of {2 * RANDOM} random policies"] * (left > 0)
     line = f"{', '.join(f'{n:g}' for n in sorted(set(rows.n)))} held-out pictures{device}"
     return f"{line}; not measured: {', '.join(named)}" if named else line
 

@@ -6,11 +6,16 @@ import numpy as np
 import pandas as pd
 
 from adatsq.evaluate import RESAMPLES
+from adatsq.measurements import same_pictures
 from adatsq.results import SEED
 from adatsq.tables import Scores
 
 AIM = 0.5  # share of the remaining gap to full precision
-BETTER = ("lagrangian", "paper, ladder")  # searches of `search_compare` with the same kind of budget
+BETTER = (
+    "lagrangian",
+    "prices",
+    "paper, ladder",
+)  # of `search_compare`, with the same kind of budget
 FROM = {"uniform 3": "fixed 3 bits", "paper": "the paper's search"}  # whose gap it is
 
 
@@ -43,12 +48,13 @@ def gaps(pictures: pd.DataFrame, budget: float = 3.1) -> pd.DataFrame:
     """
     if pictures.empty:
         return pd.DataFrame()
-    table = pictures[pictures.budget == budget].pivot_table(index="picture", columns="search", values="psnr")
-    found = []
+    pictures, found = pictures[pictures.budget == budget], []
     for start, called in FROM.items():
         for search in BETTER:
+            rows = same_pictures(pictures, search)
+            table = rows.pivot_table(index="picture", columns="search", values="psnr")
             if start in table and search in table:
-                both = squared_error(table[[start, search]].dropna())
+                both = squared_error(table[[start, search]])
                 closed = share_closed(both[start].to_numpy(), both[search].to_numpy())
                 if closed is not None:
                     share, low, high = closed

@@ -11,6 +11,7 @@ from scipy.stats import kendalltau
 from adatsq.benchmark import wanted
 from adatsq.pareto import non_dominated
 from adatsq.results import ORDER
+from adatsq.rows import SEARCHED
 from adatsq.tables import Scores
 
 NOT_MEASURED = "not measured"
@@ -208,7 +209,7 @@ def costs(scores: Scores, methods: tuple[str, ...]) -> pd.DataFrame:
     Only what a row really needs: recording and Fisher information are made once for all rows of a model.
     """
     rows = scores.table[scores.table.method.isin(methods) & scores.table.metric.isin(COSTS)]
-    plain = ~rows.method.str.startswith("adatsq") & ~rows.method.str.endswith("search")
+    plain = ~rows.method.str.startswith("adatsq") & ~rows.method.isin(SEARCHED)
     rows = rows[~(plain & (rows.metric == "fisher_s"))]
     table = rows.pivot_table(index="name", columns="metric", values="value", aggfunc="first")
     names = [name for name in scores.show(["total"]).index if name in table.index]

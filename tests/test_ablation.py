@@ -146,6 +146,10 @@ def test_errors_along_the_run_are_those_of_the_pipeline(flux, family_folders):
     assert set(table.method) == names and len(table) == 3 * len(names)
     inside = ~table.method.isin(ablation_steps.FIXED)
     assert (table.average_bits[inside] <= BUDGETS[3][-1] + 1e-6).all()
+    ends = pd.read_csv(flux / "flux-ablation-steps-pictures.csv").groupby(["steps", "method"]).error
+    last = table[table.step == table.steps].set_index(["steps", "method"]).value
+    assert (ends.size() == 3).all() and len(ends) == len(last)
+    pd.testing.assert_series_equal(ends.mean().sort_index(), last.sort_index(), check_names=False, rtol=1e-4)
     pipe = load_pipeline(family_folders("flux"))
     trace = record(pipe, ["a red ring", "two stars", "a heart"], 2, progress=False)
     hadamard_gptq(pipe, trace, 3, progress=False)

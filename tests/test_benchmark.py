@@ -63,7 +63,7 @@ def scored(out) -> set:
 
 
 def searched(methods) -> set:
-    return {(m, w, b) for m in methods for w, budgets in benchmark.BUDGETS.items() for b in budgets}
+    return {(m, w, b) for m in methods for w, budgets in rows.SEARCHED[m].budgets.items() for b in budgets}
 
 
 def test_every_method_is_scored(pictures):
@@ -163,7 +163,7 @@ def test_only_adatsqs_weights_get_alpha(run_all, pictures, monkeypatch, tmp_path
         run_all("flux", "--limit", "1", "--pictures", "1", out=tmp_path)
     assert set(given) == {(method, w, w) for method in benchmark.WEIGHTS for w in (3, 4)}
     weighted = {m for m, *_ in given if given[m, 4, 4] is not None}
-    assert weighted == {"adatsq+plain", "adatsq+smoothquant", "adatsq+svdquant", "adatsq-weights"}
+    assert weighted == {m for m in METHODS if "adatsq" in m} | {"adatsq-weights"}
     assert all(np.allclose(given[m, 3, 3].sum(), 1) for m in weighted)
 
 
@@ -173,18 +173,23 @@ def test_calls_that_calibration_makes(pictures, clips):
     calls = facts[facts.index.get_level_values("w_bits") == 4].calibration_calls.droplevel("w_bits").dropna()
     assert calls[["rtn", "hadamard"]].eq(0).all()
     assert calls[["smoothquant", "vidit-q", "svdquant"]].eq(8).all()
-    assert calls[["quarot", "hadamard+gptq", "adatsq+plain", "adatsq-weights"]].eq(8).all()
-    assert calls[["svdquant+gptq", "adatsq+smoothquant", "adatsq+svdquant"]].eq(16).all()
+    assert calls[["gptq", "quarot", "hadamard+gptq", "adatsq+plain", "adatsq-weights"]].eq(8).all()
+    twice = ["svdquant+gptq", "smoothquant+gptq", "adatsq+smoothquant", "adatsq+svdquant"]
+    assert calls[twice].eq(16).all()
     layers = 2 * 12 + 2 * 5  # of two blocks of each kind
     assert calls["vidit-q+mixed"] == 8 + layers * 2 + 8
     assert calls["q-dit"] > 8
     weighted = facts.fisher_calls.dropna().index.get_level_values("method")
-    assert facts.fisher_calls.dropna().eq(8).all() and set(weighted) == {m for m in ORDER if "adatsq" in m}
+    assert facts.fisher_calls.dropna().eq(8).all()
+    assert set(weighted) == {m for m in ORDER if "adatsq" in m} | set(rows.SEARCHED)
     # 4 images through the 3 candidates of the first step, and those of at most 4 paths in the second
-    searched = facts.loc[["adatsq", "hadamard+gptq+search"]].search_calls
-    assert searched.between(4 * (3 + 3), 4 * (3 + 12)).all()
+    beams = facts.loc[[m for m, how in rows.SEARCHED.items() if how.search == "paper" and "ladder" not in m]]
+    assert beams.search_calls.between(4 * (3 + 3), 4 * (3 + 12)).all()
     # forwards of the check alone, and 3 + 3 passes of each step for the marginal errors
-    assert facts.loc["adatsq+lagrangian"].search_calls.between(4 * 2 * 7, 4 * 2 * (6 + 4)).all()
+    lagrangian = facts.loc[["adatsq+lagrangian", "hadamard+gptq+lagrangian"]].search_calls
+    assert lagrangian.between(4 * 2 * 7, 4 * 2 * (6 + 4)).all()
+    # the same passes, and at most 3 candidates of each of 2 paths
+    assert facts.loc["hadamard+gptq+prices"].search_calls.between(4 * 2 * 7, 4 * (2 * 6 + 3 + 6)).all()
     facts = pd.read_csv(clips / "tiny-facts.csv").set_index("method").calibration_calls
     assert facts["svdquant+gptq"].eq(32).all() and facts["hadamard+gptq"].eq(16).all()
 

@@ -71,6 +71,25 @@ def test_fixed_bits_agree_with_a_policy_of_the_same(tiny_pipe, trace):
     }
 
 
+def test_a_policys_bits_count_the_branch_too(tiny_pipe, trace, monkeypatch):
+    """Each step's bits as they are counted while it runs; their mean is that of the policy."""
+    METHODS["svdquant"](tiny_pipe, trace, 4, 4, progress=False)
+    layers = [tiny_pipe.transformer.get_submodule(layer.name) for layer in policy.act_layers(trace)]
+    for layer in layers:
+        layer.down, layer.up = layer.down[:8], layer.up[:, :8]
+    bits = torch.tensor([3, 4, 8])[torch.randint(3, (2, len(layers)), generator=torch.manual_seed(0))]
+    counted = []
+    for row in bits.tolist():
+        for layer, a_bits in zip(layers, row):
+            layer.a_bits = a_bits
+        counted.append(multiplications(tiny_pipe, trace, monkeypatch))
+    applied = policy.Policy.of(trace, bits.numpy())
+    found = facts.activation_bits(tiny_pipe, trace, applied)
+    assert found["flop_weighted_bits"] == pytest.approx(sum(counted) / 2, rel=1e-9)
+    assert found["average_bits"] == pytest.approx(applied.average)
+    assert found["flop_weighted_bits"] > applied.flop_weighted
+
+
 def test_calls_are_counted_in_rows_and_in_copies_too(family_pipe, family):
     trace = record(family_pipe, ["a red circle", "two blue squares"], seed=0, progress=False)
     branches = 2 if family in ("zimage-guided", "wan") else 1

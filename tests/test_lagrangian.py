@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from adatsq.error_kinds import kinds_of_error
 from adatsq.fisher import temporal_fisher
-from adatsq.lagrangian import follow, kinds_of_error, lagrangian_search, search_policies
+from adatsq.lagrangian import follow, lagrangian_search, search_policies
 from adatsq.policy import act_layers, apply
 from adatsq.recipes import quantize
 from adatsq.trace import record

@@ -115,11 +115,11 @@ def test_missing_rows_are_listed_and_nothing_runs(tmp_path, monkeypatch, capsys)
     said = lines()
     assert list(said) == [f"m {job}" for job in measure.JOBS]
     assert said["m benchmark"].startswith(
-        "43 missing: fp; rtn W4A4;"
-    )  # 19 methods at two widths, 4 more budgets
+        "62 missing: fp; rtn W4A4;"
+    )  # 17 methods at two widths, 7 searched at three budgets, 3 at two
     assert said["m search"].startswith(
-        "64 missing: paper at 3.1;"
-    )  # 4 searches, 2 wider, 26 controls, two budgets
+        "116 missing: paper at 3.1;"
+    )  # 5 searches, 2 wider, 51 controls, two budgets
     assert said["m ablation-w3"].endswith(
         "runs of 4 steps; runs of 10 steps"
     )  # none longer than the model's own
@@ -135,7 +135,7 @@ def test_missing_rows_are_listed_and_nothing_runs(tmp_path, monkeypatch, capsys)
     rows = {"search": ["paper", "lagrangian"], "w_bits": 3, "budget": 3.1, "n": [32, 8]}
     pd.DataFrame(rows).to_csv(out / "m-search-compare.csv", index=False)
     assert lines()["m search"].startswith(
-        "63 missing: paper, ladder at 3.1; lagrangian at 3.1;"
+        "115 missing: paper, ladder at 3.1; lagrangian at 3.1;"
     )  # 8 are too few
     run = {"part": "run", "setting": "X: 10 steps, 8 calibration, 8 held out", "w_bits": 16, "a_bits": 16.0}
     pd.DataFrame([run]).to_csv(out / "m-ablation.csv", index=False)

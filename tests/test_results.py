@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from adatsq import evaluate
-from adatsq.results import BASES, EVERY, KEY, ORDER, tidy_tables
+from adatsq.results import BASES, EVERY, KEY, ORDER, POLICIES, tidy_tables
+from adatsq.rows import SEARCHED
 
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
 
@@ -17,10 +18,9 @@ def paired(tmp_path_factory):
     """All methods, the searched ones at two budgets, with made-up passes."""
     tmp_path = tmp_path_factory.mktemp("results")
     random, images = np.random.default_rng(0), []
-    searched = {"hadamard+gptq+search", "adatsq", "adatsq+ladder", "adatsq+lagrangian"}
     for w_bits in (4, 3):
         for method in ORDER:
-            for a_bits in (w_bits, w_bits + 0.5) if method in searched else (w_bits,):
+            for a_bits in (w_bits, w_bits + 0.5) if method in SEARCHED else (w_bits,):
                 key = ("m", method, w_bits, float(a_bits)) if method != "fp" else ("m", "fp", 16, 16.0)
                 row = pd.DataFrame([key] * 3, columns=KEY).assign(prompt=range(3), picture=0, category="c")
                 images.append(row.assign(passed=random.integers(0, 2, 3), psnr=20.0, ssim=0.5))
@@ -47,11 +47,24 @@ def test_every_row_is_held_against_the_same_four(paired):
     ("method", "base"),
     [
         ("adatsq+plain", "rtn"),
+        ("adatsq+plain", "gptq"),
+        ("adatsq+plain+search", "adatsq+plain"),
+        ("adatsq+smoothquant", "smoothquant+gptq"),
+        ("adatsq+smoothquant+search", "adatsq+smoothquant"),
+        ("adatsq+svdquant+search", "adatsq+svdquant"),
+        ("adatsq+lagrangian", "hadamard+gptq+lagrangian"),
+        ("hadamard+gptq+prices", "hadamard+gptq+lagrangian"),
+        ("adatsq", "quarot"),
         ("adatsq+smoothquant", "smoothquant"),
         ("adatsq+svdquant", "svdquant+gptq"),
         ("adatsq-weights", "hadamard+gptq"),
         ("adatsq", "adatsq-weights"),
         ("adatsq", "hadamard+gptq+search"),
+        ("adatsq", "rtn+search"),
+        ("adatsq+ladder", "rtn+search"),
+        ("adatsq+lagrangian", "rtn+search"),
+        ("hadamard+gptq+search", "rtn+search"),
+        ("rtn+search", "rtn"),
         ("adatsq+ladder", "adatsq"),
         ("adatsq+lagrangian", "adatsq"),
         ("adatsq", "svdquant+small-rank"),
@@ -66,7 +79,7 @@ def test_what_is_built_on_another_is_held_against_it(paired, method, base):
     mine = rows[(rows.method == method) & (rows.baseline == base)]
     wanted = images[images.method == method][["w_bits", "a_bits"]].drop_duplicates()
     assert len(mine) == len(wanted) and set(mine.w_bits) == {3, 4}
-    if base in ("adatsq", "hadamard+gptq+search"):
+    if base in POLICIES:
         assert (mine.a_bits == mine.baseline_a_bits).all()
     for row in mine.itertuples():
         passed = [

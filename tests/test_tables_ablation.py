@@ -72,6 +72,23 @@ def test_random_policies_count_as_their_mean(found):
     assert found.policies(3.6).at["random", "policies"] == 2
 
 
+def test_policies_of_other_pictures_are_not_compared(found):
+    """A larger run has replaced the beam and one random policy; the others are still of two pictures."""
+    more = pd.DataFrame({"search": "paper", "w_bits": 3, "budget": 3.6, "picture": range(4), "psnr": 40.0})
+    more = pd.concat([more, more.assign(search="random 1", psnr=[10, 20, 30, 40])])
+    old = found.pictures[~found.pictures.search.isin(["paper", "random 1"])]
+    mixed = replace(found, pictures=pd.concat([old, more], ignore_index=True))
+    rows = mixed.over_controls("paper", 3.6)
+    assert rows.control.tolist() == ["random"] and rows.value.tolist() == [15] and rows.n.tolist() == [4]
+    both = [
+        {"search": s, "w_bits": 3, "budget": 3.6, "picture": i, "psnr": 30.0}
+        for s in ("lagrangian", "random 0", "random 1", "random beam 0")
+        for i in range(2)
+    ]
+    table = replace(found, pictures=pd.DataFrame(both)).over_controls("lagrangian", 3.6)
+    assert table.control.tolist() == ["random", "random beam"]
+
+
 def test_shares_and_how_many_entries_would_have_to_change(found):
     shares = tables_ablation.picked(found)
     assert dict(tables_ablation.distances(shares)) == {"paper, 3.6 bits": pytest.approx(0.1)}
@@ -99,7 +116,7 @@ def test_policies_that_are_not_measured_are_named(found):
     said = tables_ablation.absent(replace(found, compared=compared), 3.6)
     start = "2 held-out pictures, measured on a device; not measured: `paper, ladder`, `lagrangian`, "
     assert said.startswith(start) and "static" not in said
-    assert said.endswith("`uniform 3`, `uniform 4`, 18 of 20 random policies")
+    assert said.endswith("`uniform 3`, `uniform 4`, `uniform 8`, 38 of 40 random policies")
     names = pd.DataFrame({"search": search_compare.policy_names(), "budget": 3.6, "n": 32})
     assert tables_ablation.absent(replace(found, compared=names), 3.6) == "32 held-out pictures"
 
