@@ -164,18 +164,6 @@ def verdict(rows: pd.DataFrame) -> str:
     return ". ".join([f"of {len(rows)} differences, {rest} cannot be told from zero", *said])
 
 
-def last_errors(steps: pd.DataFrame) -> pd.DataFrame:
-    """Relative squared error of the last latents: a row per length of the run, a column per policy."""
-    last = steps[steps.step == steps.steps]
-    return last.pivot_table(index="steps", columns="method", values="value", sort=False).sort_index()
-
-
-def along(steps: pd.DataFrame, length: int) -> pd.DataFrame:
-    """Relative squared error after each step of a run of this length: a column per policy."""
-    rows = steps[steps.steps == length]
-    return rows.pivot_table(index="step", columns="method", values="value", sort=False)
-
-
 def picked(ablation: Ablation) -> pd.DataFrame:
     """Shares of 3, 4 and 8 bits in the policies that searches pick, index "search, budget"."""
     columns = {bits: ablation.values("picked", f"share_{bits}") for bits in PAPER_SHARES}

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from adatsq import plots_tables, search_compare, tables_ablation
+from adatsq import plots_tables, search_compare, tables_ablation, tables_steps
 
 
 @pytest.fixture
@@ -122,9 +122,9 @@ def test_policies_that_are_not_measured_are_named(found):
 
 
 def test_errors_along_and_at_the_end_of_runs(found):
-    last = tables_ablation.last_errors(found.steps)
+    last = tables_steps.last_errors(found.steps)
     assert last["paper"].to_dict() == {2: pytest.approx(0.4), 3: pytest.approx(0.6)}
-    along = tables_ablation.along(found.steps, 3)
+    along = tables_steps.along(found.steps, 3)
     figure = plots_tables.errors(along, last, "title")
     assert [text.get_text() for text in figure.axes[1].texts] == list(last) or len(figure.axes[1].texts) == 2
     assert len(plots_tables.errors(along, last.iloc[:1], "title").axes) == 1  # one length: nothing to compare
