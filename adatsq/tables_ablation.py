@@ -10,7 +10,8 @@ import pandas as pd
 
 from adatsq.evaluate import intervals
 from adatsq.measurements import same_pictures
-from adatsq.results import SEED
+from adatsq.policy import Policy
+from adatsq.results import ORDER, SEED
 from adatsq.search_compare import RANDOM, policy_names
 
 ABLATION = "`python -m adatsq.ablation --model data/models/{}`"
@@ -170,6 +171,21 @@ def picked(ablation: Ablation) -> pd.DataFrame:
     table = pd.DataFrame(columns)
     table.index = [f"{name}, {budget:g} bits" for name, budget in table.index]
     return table
+
+
+def policies(results: str | Path, name: str) -> pd.DataFrame:
+    """The same of the policies of the benchmark's searched rows, NAME-policy-*.json, by method, widths and
+    budget: "adatsq W3, 3.1 bits"."""
+    name, found = Path(name).name, {}
+    for file in sorted(Path(results).glob(f"{name}-policy-*.json")):
+        method, w_bits, budget = re.fullmatch(rf"{name}-policy-(.*)-w(\d)a([\d.]+)\.json", file.name).groups()
+        bits = Policy.load(file).bits
+        shares = {b: float((bits == b).mean()) for b in PAPER_SHARES}
+        found[ORDER.index(method), w_bits, f"{method} W{w_bits}, {budget} bits"] = shares
+    table = pd.DataFrame.from_dict(
+        {label: found[rank, w, label] for rank, w, label in sorted(found)}, "index"
+    )
+    return table.reindex(columns=PAPER_SHARES)
 
 
 def alike(shares: pd.DataFrame) -> str:

@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 
 from adatsq import plots_tables, search_compare, tables_ablation, tables_steps
+from adatsq.policy import Policy, act_layers
+from adatsq.trace import record
 
 
 @pytest.fixture
@@ -95,6 +97,25 @@ def test_shares_and_how_many_entries_would_have_to_change(found):
     figure = plots_tables.shares({"m": shares}, "title")
     assert [text.get_text() for text in figure.axes[0].texts] == ["70%", "20%"]
     plt.close("all")
+
+
+def test_shares_of_stored_policies_are_counted(tmp_path, tiny_pipe):
+    trace = record(tiny_pipe, ["a red circle"], num_inference_steps=2, progress=False)
+    bits = np.full((2, len(act_layers(trace))), 3)
+    bits.flat[:7], bits.flat[7:10] = 8, 4
+    Policy.of(trace, bits).save(tmp_path / "m-policy-adatsq+ladder-w3a3.6.json")
+    Policy.of(trace, 4).save(tmp_path / "m-policy-adatsq-w4a4.json")
+    Policy.of(trace, 8).save(tmp_path / "m2-policy-adatsq-w4a4.json")
+    table = tables_ablation.policies(tmp_path, "models/m")
+    assert table.index.tolist() == ["adatsq W4, 4 bits", "adatsq+ladder W3, 3.6 bits"]
+    assert table.loc["adatsq+ladder W3, 3.6 bits"].tolist() == [
+        1 - 10 / bits.size,
+        3 / bits.size,
+        7 / bits.size,
+    ]
+    assert table.loc["adatsq W4, 4 bits"].tolist() == [0, 1, 0]
+    assert "of the 1 policies picked for 3.6" in tables_ablation.alike(table)
+    assert tables_ablation.policies(tmp_path, "other").empty
 
 
 def test_only_policies_of_the_papers_average_can_be_like_it():
