@@ -176,15 +176,13 @@ def picked(ablation: Ablation) -> pd.DataFrame:
 def policies(results: str | Path, name: str) -> pd.DataFrame:
     """The same of the policies of the benchmark's searched rows, NAME-policy-*.json, by method, widths and
     budget: "adatsq W3, 3.1 bits"."""
-    name, found = Path(name).name, {}
-    for file in sorted(Path(results).glob(f"{name}-policy-*.json")):
-        method, w_bits, budget = re.fullmatch(rf"{name}-policy-(.*)-w(\d)a([\d.]+)\.json", file.name).groups()
+    start, found = f"{Path(name).name}-policy-", {}
+    for file in sorted(Path(results).glob(f"{start}*.json")):
+        method, w_bits, budget = re.fullmatch(r"(.*)-w(\d)a([\d.]+)", file.stem[len(start) :]).groups()
         bits = Policy.load(file).bits
         shares = {b: float((bits == b).mean()) for b in PAPER_SHARES}
         found[ORDER.index(method), w_bits, f"{method} W{w_bits}, {budget} bits"] = shares
-    table = pd.DataFrame.from_dict(
-        {label: found[rank, w, label] for rank, w, label in sorted(found)}, "index"
-    )
+    table = pd.DataFrame.from_dict({key[-1]: found[key] for key in sorted(found)}, orient="index")
     return table.reindex(columns=PAPER_SHARES)
 
 

@@ -94,12 +94,12 @@ def floor_sentence(name: str, pictures: pd.DataFrame, budget: float = 3.1, aim: 
     if found is None:
         return f"{name}: 8 bits everywhere are not measured"
     share, low, high = found
-    line = (
-        f"{name}: 8 bits everywhere close {share:.0%} of the gap of 3 bits ({low:+.0%} to {high:+.0%}), the "
-    )
-    line += f"other {1 - share:.0%} are the weights'"
+    line = f"{name}: 8 bits everywhere close {share:.0%} of the gap of 3 bits ({low:+.0%} to {high:+.0%}), "
+    line += f"the other {1 - share:.0%} are the weights'"
     if high < aim:
-        return f"{line}: no policy can meet the aim"
+        return f"{line}: no policy of activation bits can be expected to meet the aim"
+    if low < aim:
+        return f"{line}: whether any policy of activation bits can meet the aim cannot be told"
     return f"{line}: the aim takes {aim / share:.0%} of all that activation bits can give"
 
 
