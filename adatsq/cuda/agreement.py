@@ -1,6 +1,6 @@
 """Do a quantized pipeline on packed weights and the reference draw the same pictures?
 
-python -m adatsq.cuda.agreement                 on the GPU, of the models in data/models; writes data/results/cuda-agreement.csv
+python -m adatsq.cuda.agreement                 of the models in data/models, on the GPU
 python -m adatsq.cuda.agreement --device cpu    that it runs: packed weights in plain torch
 
 Both have the same weights, the same stored policy and the same seeds, in bfloat16 on the same device. They

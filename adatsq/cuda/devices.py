@@ -66,7 +66,7 @@ def _triton_works(device: torch.device) -> bool:
 
 
 def _nvrtc_works(device: torch.device) -> bool:
-    """Whether torch compiles the rotation's source and it computes what plain torch does; else one warning."""
+    """Whether torch compiles the rotation's source, and it computes what plain torch does; if not, a warning."""
     from adatsq import integer, rotation
     from adatsq.cuda.rotation_kernel import rotate_rows
 
@@ -82,9 +82,7 @@ def _nvrtc_works(device: torch.device) -> bool:
         reason = "in a trial it computed something else"
     except Exception as error:  # no NVRTC, a torch that calls it by another name
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    warnings.warn(
-        f"The rotation in CUDA C++ does not work on {device} ({reason}): Triton rotates", stacklevel=2
-    )
+    warnings.warn(f"The rotation in CUDA C++ fails on {device} ({reason}): Triton rotates", stacklevel=2)
     return False
 
 

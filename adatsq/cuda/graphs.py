@@ -1,9 +1,10 @@
 """A transformer's call as one CUDA graph for each assignment of bits: a step without the CPU.
 
-A quantized layer is three kernels, launched from Python, and a step has 1500 of them: the CPU takes longer to
-launch them than the GPU to run them. A graph is launched at once. It has the kernels that the layers' bits ask
-for, so that each row of a policy needs one of its own; a graph is made when its bits come up first, which takes
-some tenths of a second, and is used in all later runs. Graphs share the memory of what happens inside a call.
+A quantized layer is three kernels, launched from Python, and a step has over a thousand: the CPU takes longer
+to launch them than the GPU to run them. A graph is launched at once. It has the kernels that the layers' bits
+ask for, so that each row of a policy needs one of its own; a graph is made when its bits come up first, which
+takes some tenths of a second, and is used in all later runs. Graphs share the memory of what happens inside a
+call.
 """
 
 import functools
@@ -84,7 +85,8 @@ class Graphs:
             first = (str(error).splitlines() or [""])[0]
             reason = f"{type(error).__name__}: {first}"
             warnings.warn(
-                f"{type(self.transformer).__name__}'s call cannot be a CUDA graph ({reason}): it runs as it is",
+                f"a call of {type(self.transformer).__name__} cannot be a CUDA graph ({reason}): it runs as it "
+                "is",
                 stacklevel=2,
             )
             return None

@@ -5,9 +5,9 @@ python -m adatsq.cuda.benchmark --steps --cpu --eager       in small, on plain t
 
 The transformer is at its full size with random weights (`full_size_models`), all blocks of it. A row is
 written as soon as it is measured; a library that is missing or fails is a row that says why. mode: "graph" is
-compiled, and the call a CUDA graph. error: of the answer, relative to bfloat16's; weight_bytes: of all the
-transformer's tensors; peak_bytes: these and what a step needs; tops: operations of the quantised linears alone
-over the whole step, so that it is a lower bound. With --profile, the milliseconds of a step's kernels by kind.
+compiled, and the call a CUDA graph. error: of the answer, relative to bfloat16's; weight_bytes: of all tensors
+of the transformer; peak_bytes: these and what a step needs; tops: operations of the quantised linears alone
+over the whole step, so that it is a lower bound. With --profile, milliseconds of a step's kernels by kind.
 """
 
 import argparse
@@ -258,8 +258,8 @@ def kernel_ms(call: Callable, device: torch.device) -> dict[str, float]:
     for name in sorted(times, key=times.get, reverse=True)[:20]:
         print(f"{times[name]:9.3f} ms {calls[name]:6d} x {name[:90]}", flush=True)
     kinds = {f"{kind}_ms": 0.0 for kind in (*KINDS, "rest")}
-    for name, time in times.items():
-        kinds[f"{kind_of(name)}_ms"] += time
+    for name, ms in times.items():
+        kinds[f"{kind_of(name)}_ms"] += ms
     return {"kernel_ms": sum(times.values()), **kinds}
 
 
