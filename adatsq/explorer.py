@@ -15,7 +15,6 @@ from pathlib import Path
 
 import anywidget
 import numpy as np
-import pandas as pd
 import traitlets
 from matplotlib.colors import to_hex
 from scipy.stats import spearmanr
@@ -45,15 +44,6 @@ el.replaceChildren();
 module.default.render({ model, el });
 """
 
-# What the benchmark calls what it did at (method, tau), with beam 4.
-ROWS = {
-    ("ladder", 1.0): "adatsq+ladder",
-    ("paper", 1.0): "adatsq",
-    ("paper", None): "hadamard+gptq+search",
-    ("lagrangian", 1.0): "adatsq+lagrangian",
-    ("uniform", 1.0): "adatsq-weights",
-    ("uniform", None): "hadamard+gptq",
-}
 # (data of a model, its setting, request) -> the picture and its numbers; see `adatsq.live`
 Live = Callable[[dict, dict, dict], dict]
 
@@ -98,8 +88,8 @@ class BitBudgetExplorer(anywidget.AnyWidget):
 
     @property
     def choice(self) -> dict:
-        """What the stored data holds for the present positions: average_bits, error, psnr, bits, images."""
-        return self.shown["settings"][self.setting]["choices"][self.budget]
+        """What the stored data holds for the present positions: a budget, and its policy."""
+        return choices_of(self.shown, self.shown["settings"][self.setting])[self.budget]
 
     @property
     def policy(self) -> Policy:
@@ -143,42 +133,46 @@ def policy_of(data: dict, bits: Sequence[str]) -> Policy:
 
 
 def load_data(path: str | Path) -> dict:
-    """Read what `python -m adatsq.sweep` wrote; add scores from NAME.csv beside it, if there is one, and how
-    well the stored errors predict. FileNotFoundError, or ValueError if it is something else."""
-    path = Path(path)
+    """Read what `python -m adatsq.sweep` wrote; add how well the stored errors predict. FileNotFoundError, or
+    ValueError if it is something else."""
+    path, how = Path(path), "write it with python -m adatsq.sweep"
     if not path.is_file():
-        raise FileNotFoundError(f"no explorer data {path}: write it with python -m adatsq.sweep --out {path}")
+        raise FileNotFoundError(f"no explorer data {path}: {how}")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"explorer data {path} is damaged: {error}") from error
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
-        how = ": write it again with python -m adatsq.sweep"
         raise ValueError(
-            f"explorer data {path} has format_version {version}, this adatsq reads {FORMAT_VERSION}{how}"
+            f"explorer data {path} has format_version {version}, this adatsq reads {FORMAT_VERSION}: {how}"
         )
-    table = path.with_name(f"{data['name']}.csv")
-    add_scores(data, pd.read_csv(table) if table.is_file() else None)
     for weights in data["weights"]:
         weights["agreement"] = agreement(data, weights)
     return data
 
 
-def add_scores(data: dict, table: pd.DataFrame | None) -> None:
-    """Give a choice the total, with interval, that the benchmark measured for its method, bits and budget, if
-    it did: of a policy of its own, from its own calibration."""
-    if table is None:
-        return
-    totals = table[table.metric == "total"].set_index(["method", "w_bits", "a_bits"])
-    for setting in data["settings"]:
-        method = ROWS.get((setting["method"], setting["tau"]))
-        for choice in setting["choices"] if setting["beam"] in (None, 4) else []:
-            a_bits = choice["average_bits"] if setting["method"] == "uniform" else choice["budget"]
-            if (method, setting["w_bits"], a_bits) in totals.index:
-                row = totals.loc[(method, setting["w_bits"], a_bits)]
-                numbers = {name: float(row[name]) for name in ("value", "ci_low", "ci_high")}
-                choice["score"] = {**numbers, "row": f"{method} W{setting['w_bits']}A{a_bits:g}"}
+def weights_of(data: dict, setting: dict) -> dict:
+    """The weights that a setting's policies were searched on."""
+    return next(w for w in data["weights"] if (w["w_bits"], w["tau"]) == (setting["w_bits"], setting["tau"]))
+
+
+def choices_of(data: dict, setting: dict) -> list[dict]:
+    """A setting's choices by rising budget: the budget, and of the policy chosen for it all that is told."""
+    policies = weights_of(data, setting)["policies"]
+    return [{"budget": choice["budget"], **policies[choice["policy"]]} for choice in setting["choices"]]
+
+
+def place_of(data: dict, budget: float | None = None, **kind: object) -> dict[str, int]:
+    """Where a choice is, as positions of the explorer: `place_of(data, 3.6, method="paper", w_bits=3,
+    tau=1.0, beam=4)`. Of the settings that agree in the most of these, named first counts most, the first;
+    of its budgets the nearest, or the last."""
+    names = list(kind)
+    likeness = [tuple(setting[name] == kind[name] for name in names) for setting in data["settings"]]
+    setting = likeness.index(max(likeness))
+    budgets = [choice["budget"] for choice in data["settings"][setting]["choices"]]
+    wanted = budgets[-1] if budget is None else budget
+    return {"setting": setting, "budget": min(range(len(budgets)), key=lambda i: abs(budgets[i] - wanted))}
 
 
 def agreement(data: dict, weights: dict) -> dict | None:
@@ -186,20 +180,20 @@ def agreement(data: dict, weights: dict) -> dict | None:
     None if there are no predictions, or fewer than three policies."""
     if not weights["errors"]:
         return None
-    predict, measured = predictions(data, weights), {}
+    rows = len(data["timesteps"]), len(data["layers"])
+    measured = {tuple(policy["bits"]): policy["error"] for policy in weights["policies"]}
     for setting in data["settings"]:
-        if (setting["w_bits"], setting["tau"]) == (weights["w_bits"], weights["tau"]):
-            measured |= {tuple(choice["bits"]): choice["error"] for choice in setting["choices"]}
-            rows = len(data["timesteps"]), len(data["layers"])
+        if weights_of(data, setting) is weights:
             measured |= {(f"{b:g}" * rows[1],) * rows[0]: error for b, error in setting["uniform"]}
     if len(measured) < 3:
         return None
+    predict = predictions(data, weights)
     value = spearmanr([predict(bits) for bits in measured], list(measured.values())).statistic
     return {"rank_correlation": float(value), "policies": len(measured)} if math.isfinite(value) else None
 
 
 def predictions(data: dict, weights: dict) -> Callable[[Sequence[str]], float]:
-    """bits -> sum of the stored errors of its roundings, as `sweep.coded` keeps them."""
+    """bits -> sum of the stored errors of its roundings, as `bench.coded` keeps them."""
     errors, shape = weights["errors"], (len(data["timesteps"]), len(data["layers"]), len(data["a_bits"]))
     codes = np.frombuffer(base64.b64decode(errors["codes"]), np.uint8).reshape(shape)
     values = np.exp(errors["low"] + codes / 255 * (errors["high"] - errors["low"]))
