@@ -96,7 +96,7 @@ function render({ model, el }) {
   const find = (selector) => el.querySelector(selector), control = (name) => find(`[name=${name}]`);
   const say = (name, text) => { find(`[data-value=${name}]`).textContent = text; };
   const models = model.get("data");
-  let drawn = 0, pictures = null, draft = null; // draft: a painting under way, not yet told to the kernel
+  let drawn = 0, asked = 0, pictures = null, draft = null; // draft: a painting under way, not yet told to the kernel
   models.forEach((data, i) => control("model").add(new Option(data.name, i)));
 
   function state() {
@@ -213,9 +213,15 @@ function render({ model, el }) {
   const drawFront = frontFigure(find("[data-figure=front]"), (budget) => go({ budget }));
 
   control("budget").addEventListener("input", () => go({ budget: Number(control("budget").value) }));
-  control("model").addEventListener("change", () => {
-    const to = Number(control("model").value);
-    go({ model: to, prompt: 0, ...nearest(models[to], models[to].settings) });
+  control("model").addEventListener("change", async () => {
+    const to = Number(control("model").value), turn = ++asked;
+    try {
+      if (models[to].load) models[to] = await models[to].load(); // a page has the data of one model at first
+      if (turn === asked) go({ model: to, prompt: 0, ...nearest(models[to], models[to].settings) });
+    } catch (error) {
+      draw();
+      say("note", `${models[to].name} cannot be shown: ${error.message}`);
+    }
   });
   control("prompt").addEventListener("change", () => change({ live: null, prompt: Number(control("prompt").value) }));
   Object.keys(KEYS).forEach((key, i) => control(key).addEventListener("change", () => {

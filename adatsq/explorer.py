@@ -26,11 +26,25 @@ from adatsq.sweep import FORMAT_VERSION
 PARTS = ("explorer_policy.js", "explorer_figures.js", "explorer.js")
 MODULE = "\n".join(Path(__file__).with_name(part).read_text(encoding="utf-8") for part in PARTS)
 
-# What a page has instead of the kernel's model.
+# What a page has instead of the kernel's model. Data of a model are read when it is chosen: from the element,
+# or from the script that its data-src names, which puts them there (book/ext/light_explorer.py).
 STAND_IN = """
-const packed = Uint8Array.from(atob(document.getElementById("ID-state").textContent), (c) => c.charCodeAt(0));
-const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-const state = await new Response(unpacked).json();
+async function unpack(id) {
+  const element = document.getElementById(id);
+  if (element.dataset.src && !element.textContent) {
+    const src = element.dataset.src, script = Object.assign(document.createElement("script"), { src });
+    await new Promise((done, failed) => {
+      [script.onload, script.onerror] = [done, () => failed(new Error(`${src} is not there`))];
+      document.head.append(script);
+    });
+  }
+  const packed = Uint8Array.from(atob(element.textContent), (c) => c.charCodeAt(0));
+  const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(unpacked).json();
+}
+const state = await unpack("ID-state");
+state.data = state.data.map((name, i) => ({ name, load: () => unpack(`ID-data-${i}`) }));
+state.data[state.model] = await state.data[state.model].load();
 const model = {
   get: (name) => state[name],
   set: (name, value) => { state[name] = value; },
@@ -108,22 +122,30 @@ class BitBudgetExplorer(anywidget.AnyWidget):
     def to_html(self) -> str:
         """The explorer for a page: no kernel, no network, so without the live button."""
         name = f"adatsq-explorer-{uuid.uuid4().hex[:8]}"
-        synced = ("data", "colors", "model", "setting", "budget", "prompt", "painted")
+        synced = ("colors", "model", "setting", "budget", "prompt", "painted")
         state = {trait: getattr(self, trait) for trait in synced}
-        state.update(can_run=False, request={}, status="", live=None)
-        packed = gzip.compress(json.dumps(state).encode(), mtime=0)
+        state |= {"data": [one["name"] for one in self.data]}
+        state |= {"can_run": False, "request": {}, "status": "", "live": None}
+        texts = {"state": state} | {f"data-{i}": one for i, one in enumerate(self.data)}
+        packed = [f'<script type="text/plain" id="{name}-{i}">{_pack(x)}</script>' for i, x in texts.items()]
         module = MODULE.replace("</", "<\\/")  # so that it does not end the script element around it
-        return (
-            f'<div id="{name}">{html.escape("This figure needs JavaScript.")}</div>\n'
-            f'<script type="text/plain" id="{name}-state">{base64.b64encode(packed).decode()}</script>\n'
-            f'<script type="text/plain" id="{name}-module">{module}</script>\n'
-            f'<script type="module">{STAND_IN.replace("ID", name)}</script>'
+        return "\n".join(
+            [
+                f'<div id="{name}">{html.escape("This figure needs JavaScript.")}</div>',
+                *packed,
+                f'<script type="text/plain" id="{name}-module">{module}</script>',
+                f'<script type="module">{STAND_IN.replace("ID", name)}</script>',
+            ]
         )
 
     def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict, dict]:
         bundle = super()._repr_mimebundle_(**kwargs)
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
         return {**(data or {}), "text/html": self.to_html()}, metadata
+
+
+def _pack(value: dict) -> str:
+    return base64.b64encode(gzip.compress(json.dumps(value).encode(), mtime=0)).decode()
 
 
 def policy_of(data: dict, bits: Sequence[str]) -> Policy:

@@ -92,6 +92,7 @@ def sweep(
         "taus": [finite(tau) for tau in taus],
         "effective_timesteps": [float(bench.fisher.effective_timesteps(tau).mean()) for tau in taus],
         "budgets": budgets,
+        "beams": list(beams),
         **origin,
     }
     asked = [[prompt.text, prompt.seed] for prompt in prompts], list(calibration), shown, list(beams), budgets
