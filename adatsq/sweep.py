@@ -87,6 +87,7 @@ def sweep(
             {"text": prompt.text, "seed": prompt.seed, "image": picture(image)}
             for prompt, image in zip(prompts[:shown], reference)
         ],
+        "drawn": len(prompts),
         "score": exam.score(reference),  # at full precision
         "w_bits": list(w_bits),
         "taus": [finite(tau) for tau in taus],
@@ -131,7 +132,7 @@ def missing(file: Path, w_bits, taus, budgets, beams, methods, shown: int, judge
     ]
     names += [f"budget {budget:g}" for budget in budgets if budget not in data["budgets"]]
     names += ["pictures"] * (len(data["prompts"]) < shown)
-    return names + ["scores"] * ((data["score"] or {"n": 0})["n"] < judged)
+    return names + ["scores"] * (data["drawn"] < judged)
 
 
 def _arguments() -> argparse.Namespace:

@@ -85,6 +85,7 @@ def made_up(name="made-up", seed=0, errors=True):
             {"text": text, "seed": 0, "image": picture([200, 200, 200])}
             for text in ("a star</script><b>", "a ring")
         ],
+        "drawn": 12,
         "score": {"value": 0.95, "ci_low": 0.9, "ci_high": 1.0, "n": 12},
         "w_bits": [4, 3],
         "taus": [0.25, None],

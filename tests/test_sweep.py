@@ -209,9 +209,9 @@ def test_the_command_writes_one_file(tiny_folder, tmp_path, monkeypatch, capsys)
         "beams": [1, 4],
         "methods": ["ladder", "uniform"],
     }
-    assert sweep.missing(file, **asked, shown=3, judged=0) == []
+    assert sweep.missing(file, **asked, shown=3, judged=6) == []
     more = {**asked, "taus": [1.0, math.inf], "budgets": [3, 4], "beams": [1, 8]}
-    assert sweep.missing(file, **more, shown=4, judged=6) == [
+    assert sweep.missing(file, **more, shown=4, judged=7) == [
         "ladder W3, tau 1, beam 1",
         "ladder W3, tau 1, beam 8",
         "uniform W3, tau 1",
