@@ -66,7 +66,7 @@ def _triton_works(device: torch.device) -> bool:
 
 
 def _nvrtc_works(device: torch.device) -> bool:
-    """Whether torch compiles the rotation's source, and it computes what plain torch does; if not, a warning."""
+    """Whether torch compiles the rotation's source and it computes what plain torch does; if not, warns."""
     from adatsq import integer, rotation
     from adatsq.cuda.rotation_kernel import rotate_rows
 

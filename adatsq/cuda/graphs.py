@@ -85,8 +85,8 @@ class Graphs:
             first = (str(error).splitlines() or [""])[0]
             reason = f"{type(error).__name__}: {first}"
             warnings.warn(
-                f"a call of {type(self.transformer).__name__} cannot be a CUDA graph ({reason}): it runs as it "
-                "is",
+                f"a call of {type(self.transformer).__name__} cannot be a CUDA graph ({reason}): "
+                "it runs as it is",
                 stacklevel=2,
             )
             return None
