@@ -87,7 +87,7 @@ def equal_calls(found: pd.Series) -> str:
         return "no calls are stored"
     usual = known.mode().max()
     same = list(known.index[known == usual])
-    others = [f"{method} {value / usual:.2g}" for method, value in known.items() if value != usual]
+    others = [f"{method} {value / usual:.3g}" for method, value in known.items() if value != usual]
     line = f"{usual:.0f} calls: {', '.join(same)}"
     line += f". Not equal, times as many: {', '.join(others)}" * bool(others)
     unknown = list(found.index[found.isna()])
@@ -95,24 +95,19 @@ def equal_calls(found: pd.Series) -> str:
 
 
 def weights(scores: Scores) -> pd.DataFrame:
-    """A row per method that makes weights, and per width: MB of the transformer as counted (`summary`) and as
-    a file lies on disk, effective bits per parameter and per quantised weight, and the ratio of 16 bits."""
+    """A row per method that makes weights, columns per width: MB of the transformer counted (`summary`), and
+    as its files lie on disk, effective bits per parameter, scales and all else included, and the ratio of 16
+    bits to these. What is stored of no method is left out."""
+    facts = {"transformer_bytes": "MB", "disk_bytes": "MB on disk", "effective_bits": "bits"}
     rows = {}
-    for w_bits in (4, 3):
-        for method in ORDER[1:]:
-            name = f"{method} W{w_bits}A{w_bits}"
-            counted = scores.value(name, "transformer_bytes")
-            if method in SEARCHED or pd.isna(counted):
-                continue
-            whole = scores.value(name, "effective_bits")
-            rows[name] = {
-                "counted, MB": counted / 1e6,
-                "on disk, MB": scores.value(name, "disk_bytes") / 1e6,
-                "bits, all": whole,
-                "bits, quantised layers": scores.value(name, "effective_w_bits"),
-                "smaller by": 16 / whole,
-            }
-    return pd.DataFrame.from_dict(rows, orient="index").dropna(axis=1, how="all")
+    for method in (method for method in ORDER[1:] if method not in SEARCHED):
+        rows[method] = {}
+        for w_bits in (4, 3):
+            for fact, called in facts.items():
+                value = scores.value(f"{method} W{w_bits}A{w_bits}", fact)
+                rows[method][f"W{w_bits}, {called}"] = value / 1e6 if fact.endswith("bytes") else value
+            rows[method][f"W{w_bits}, smaller by"] = 16 / rows[method][f"W{w_bits}, bits"]
+    return pd.DataFrame.from_dict(rows, orient="index").dropna(axis=1, how="all").dropna(how="all")
 
 
 def saved(scores: Scores) -> pd.DataFrame:

@@ -95,13 +95,9 @@ def test_calls_are_added_up_by_hand():
 
 def test_weights_are_sized_once_per_width(scores):
     table = tables_costs.weights(scores)
-    assert table.index.tolist() == [
-        "quarot W4A4",
-        "q-dit W4A4",
-        "svdquant W4A4",
-    ]  # a policy changes no weight
-    assert table.at["svdquant W4A4", "smaller by"] == pytest.approx(16 / 7)
-    assert "on disk, MB" not in table and table["counted, MB"].eq(1e-3).all()
+    assert table.index.tolist() == ["quarot", "q-dit", "svdquant"]  # a policy changes no weight
+    assert list(table) == ["W4, MB", "W4, bits", "W4, smaller by"]
+    assert table.at["svdquant", "W4, smaller by"] == pytest.approx(16 / 7) and table["W4, MB"].eq(1e-3).all()
     disk = scores.table[scores.table.metric == "transformer_bytes"].assign(metric="disk_bytes", value=1500.0)
     more = tables.Scores(pd.concat([scores.table, disk]), scores.paired)
-    assert tables_costs.weights(more)["on disk, MB"].eq(1.5e-3).all()
+    assert tables_costs.weights(more)["W4, MB on disk"].eq(1.5e-3).all()
