@@ -7,7 +7,7 @@ The transformer is at its full size with random weights (`full_size_models`), al
 written as soon as it is measured; a library that is missing or fails is a row that says why. mode: "graph" is
 compiled, and the call a CUDA graph. error: of the answer, relative to bfloat16's; weight_bytes: of all the
 transformer's tensors; peak_bytes: these and what a step needs; tops: operations of the quantised linears alone
-over the whole step, so that it is a lower bound. With --profile, milliseconds of a step's kernels by kind.
+over the whole step, so that it is a lower bound. --profile: milliseconds by kind of kernel.
 """
 
 import argparse
