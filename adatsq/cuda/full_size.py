@@ -23,8 +23,8 @@ from diffusers import DiffusionPipeline
 
 import adatsq
 from adatsq.cuda import devices
-from adatsq.cuda.graphs import record_calls
 from adatsq.cuda.full_size_models import MODELS, PROMPTS, build
+from adatsq.cuda.graphs import record_calls
 from adatsq.cuda.measuring import COLUMNS, Rows, call_seconds, phase, steady, tensor_bytes, versions
 from adatsq.models import SAMPLING_FILE
 from adatsq.trace import Trace

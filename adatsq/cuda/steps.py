@@ -5,8 +5,8 @@ python -m adatsq.cuda.benchmark --steps --cpu --eager       in small, on plain t
 
 The transformer is at its full size with random weights (`full_size_models`), all blocks of it. A row is
 written as soon as it is measured; a library that is missing or fails is a row that says why. mode: "graph" is
-compiled, and the call a CUDA graph. error: of the answer, relative to bfloat16's; weight_bytes: of all the
-transformer's tensors; peak_bytes: these and what a step needs; tops: operations of the quantised linears alone
+compiled, and the call a CUDA graph. error: of the answer, relative to bfloat16's; weight_bytes: of all tensors
+there; peak_bytes: these and what a step needs; tops: operations of the quantised linears alone
 over the whole step, so that it is a lower bound. --profile: milliseconds by kind of kernel.
 """
 
