@@ -5,7 +5,7 @@ python -m adatsq.cuda.benchmark --steps --cpu --eager       in small, on plain t
 
 The transformer is at its full size with random weights (`full_size_models`), all blocks of it. A row is
 written as soon as it is measured; a library that is missing or fails is a row that says why. mode: "graph" is
-compiled, and the call a CUDA graph. error: of the answer, relative to bfloat16's; weight_bytes: of all tensors
+compiled, and the call a CUDA graph. error: of the answer, relative to bfloat16; weight_bytes: of all tensors
 there; peak_bytes: these and what a step needs; tops: operations of the quantised linears alone
 over the whole step, so that it is a lower bound. --profile: milliseconds by kind of kernel.
 """
@@ -31,6 +31,7 @@ from adatsq.cuda.timing import milliseconds
 from adatsq.models import quantizable
 from adatsq.peers.steps import PEERS, Peer
 
+FAST = " fast"  # end of the name of a method with fast sums
 OURS = {4: (4, 8), 3: (3, 4)}  # w_bits: activation bits, all on the same packed weights
 SHOWN = [
     "method",
@@ -130,18 +131,21 @@ class Steps:
     def bf16(self) -> None:
         self.attempt({"method": "bf16", "w_bits": 16, "a_bits": 16}, lambda module: None)
 
-    def ours(self, w_bits: int) -> None:
+    def ours(self, w_bits: int, fast: bool = False) -> None:
         """Hadamard rotation, rounded to nearest: what GPTQ finds has the same form and costs the same.
 
         Modulation linears have the same bits in their weights, all other weights that are quantised too.
+        fast: sums in the tensor cores' fast mode, which is not exact (`accelerate`).
         """
 
         def quantize(module: nn.Module) -> None:
             pipe = SimpleNamespace(transformer=module)
             adatsq.hadamard(pipe, None, w_bits, 4, modulation_bits=w_bits, progress=False)
-            adatsq.accelerate(pipe, verbose=False)
+            adatsq.accelerate(pipe, fast_accumulation=fast, verbose=False)
 
-        self.attempt({"method": "adatsq", "w_bits": w_bits, "a_bits": 4}, quantize, OURS[w_bits])
+        bits = (w_bits,) if fast else OURS[w_bits]
+        method = f"adatsq{' fast sums' if fast else ''}"
+        self.attempt({"method": method, "w_bits": w_bits, "a_bits": w_bits}, quantize, bits)
 
     def peer(self, name: str, peer: Peer) -> None:
         of = {"method": name, "w_bits": peer.w_bits, "a_bits": peer.a_bits}
@@ -278,7 +282,8 @@ def shown(table: pd.DataFrame) -> str:
 
 def chosen(only: str) -> list[str]:
     """Methods whose name contains one of the parts of "a,b,c". ValueError if none does."""
-    names = ("bf16", *(f"adatsq W{w_bits}" for w_bits in OURS), *PEERS)
+    ours = (f"adatsq W{w_bits}{mode}" for w_bits in OURS for mode in ("", FAST))
+    names = ("bf16", *ours, *PEERS)
     found = [name for name in names if any(part in name for part in only.split(","))]
     if not found:
         raise ValueError(f"no method's name contains {only!r}: choose of {', '.join(names)}")
@@ -300,7 +305,7 @@ def run(options: argparse.Namespace, device: torch.device) -> pd.DataFrame:
         elif name in PEERS:
             steps.peer(name, PEERS[name])
         else:
-            steps.ours(int(name[-1]))
+            steps.ours(int(name.removesuffix(FAST)[-1]), name.endswith(FAST))
         print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
     rows.write()  # the gains of rows that were measured before bfloat16's
     print(shown(rows.table[rows.table["model"] == fixed["model"]]))
