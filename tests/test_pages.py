@@ -221,6 +221,14 @@ def test_pictures_get_lighter_and_keep_every_pixel(tmp_path):
     assert 'alt="a.png"' in page.read_text(encoding="utf-8"), "words are left alone"
 
 
+def test_the_pdf_is_linked_where_it_is_made(monkeypatch):
+    from_data = module_of_the_book("ext/from_data")
+    monkeypatch.setenv("BOOK_PDF", "book.pdf")
+    assert 'href="../book.pdf"' in from_data.pdf()
+    monkeypatch.setenv("BOOK_PDF", "")
+    assert from_data.pdf() == ""
+
+
 def test_pdf_has_every_page_in_order_and_says_what_is_missing(monkeypatch, tmp_path):
     pypdf, to_pdf = pytest.importorskip("pypdf"), module_of_the_book("to_pdf")
     chapters = to_pdf.chapters(BOOK / "_toc.yml")

@@ -160,6 +160,7 @@ def test_the_workflow_builds_what_the_makefile_makes_and_publishes_it():
     assert targets and all(re.search(rf"(?m)^{target}:", makefile) for target in targets)
     (site,) = re.findall(r"(?m)^SITE\s*:= (\S+)$", makefile)
     assert used["actions/upload-pages-artifact"]["path"] == site
+    assert "TORCH" in workflow["env"] and re.search(r"(?m)^TORCH +\?= torch$", makefile)
     book = next(step for step in steps if step.get("run") == "make book")
     asked = re.search(r"steps\.(\w+)\.outputs\.base_url", book["env"]["SITE_URL"])
     assert asked and [s["uses"] for s in steps if s.get("id") == asked[1]] == ["actions/configure-pages@v5"]
