@@ -14,7 +14,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from adatsq.colors import METHOD_COLORS, method_color
+from adatsq.colors import GREY, METHOD_COLORS, PALE, SERIES, method_color  # noqa: F401, for notebooks
 from adatsq.policy import BITS, Policy
 from adatsq.search import SearchResult
 
@@ -190,7 +190,7 @@ def front(
     ax = ax or plt.subplots()[1]
     if evaluated:
         rows = result.evaluated[result.evaluated.step == result.evaluated.step.max()]
-        ax.scatter(rows.average_bits, rows.error, s=9, color="#BBBBBB", linewidth=0, label="complete paths")
+        ax.scatter(rows.average_bits, rows.error, s=9, color=PALE, linewidth=0, label="complete paths")
     bits, error = np.array([(path.average_bits, path.error) for path in result.front]).T
     ax.step(bits, error, where="post", color=color, linewidth=1.2)
     ax.scatter(bits, error, s=22, color=color, label=label, zorder=3)
