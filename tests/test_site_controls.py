@@ -15,6 +15,7 @@ CONTROLS = "button, input, select, textarea, details, video, audio, [role=slider
 KNOWN = {
     ".adatsq-explorer": "test_explorer",
     "figure.adatsq-scrub": "test_frames_under_a_slider",
+    "figure.adatsq-film": "test_film.py",
     ".dropdown, .toggle": "test_what_is_folded_opens",
     ".highlight": "the theme's button that copies code",
 }
