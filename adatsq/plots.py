@@ -116,7 +116,8 @@ def _label_map(ax: Axes, table: pd.DataFrame, title: str, each_layer: bool) -> N
     steps = np.unique(
         np.linspace(0, len(table) - 1, len(table) if len(table) <= 12 else 8).round().astype(int)
     )
-    ax.set_xticks(steps, [f"{table.index[i]:.3g}" for i in steps])
+    digits = 2 if max(table.index) <= 1 else 3  # noise levels, or a thousand times as much
+    ax.set_xticks(steps, [f"{table.index[i]:.{digits}g}" for i in steps])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set(title=title, xlabel="timestep, from noise to image")

@@ -1,12 +1,17 @@
 """Chromium for the tests that look at pages as a reader does: found on PATH, and not silent about faults."""
 
 import os
+import pathlib
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+SITE = pathlib.Path(__file__).resolve().parents[1] / "_build" / "site"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PATH = next(filter(None, map(shutil.which, NAMES)), None)
 FLAGS = [
@@ -46,6 +51,11 @@ AT_ONCE = """addEventListener("DOMContentLoaded", () => {
     document.documentElement.style.scrollBehavior = "auto"; })"""
 
 
+def chosen(theme: str) -> str:
+    """A script for a tab that is to open pages in the light or the dark theme."""
+    return f'localStorage.setItem("mode", "{theme}"); localStorage.setItem("theme", "{theme}");'
+
+
 @contextmanager
 def watched(window, own: tuple[str, ...] = ()) -> Iterator:
     """A fresh tab; at the end it must not have complained, nor asked anything of the network.
@@ -75,3 +85,25 @@ def watched(window, own: tuple[str, ...] = ()) -> Iterator:
 def tab(window):
     with watched(window) as tab:
         yield tab
+
+
+@pytest.fixture
+def subfolder(tmp_path):
+    """The address of the site in a subfolder of a server on this machine."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def do_GET(self):  # browsers ask every host for this one
+            if self.path != "/favicon.ico":
+                return super().do_GET()
+            self.send_response_only(204)
+            self.end_headers()
+
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "book").symlink_to(SITE, target_is_directory=True)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/deep/book"
+        server.shutdown()
