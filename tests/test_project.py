@@ -32,6 +32,7 @@ DISTRIBUTION = {
     "sphinx": "jupyter-book",
     "fontTools": "matplotlib",
     "docutils": "jupyter-book",
+    "pygments": "jupyter-book",
     "tomli": "pytest",
     "traitlets": "ipywidgets",
     "optimum": "optimum-quanto",
@@ -105,7 +106,7 @@ def test_every_import_is_required(room):
         for p in (ROOT / room).rglob("*")
         if p.suffix in (".py", ".ipynb") and ".ipynb_checkpoints" not in p.parts
     ]
-    ours = {"adatsq", "conftest"} | {p.stem for p in (ROOT / "tests").glob("*.py")}
+    ours = {"adatsq"} | {p.stem for place in ("tests", "book/ext") for p in (ROOT / place).glob("*.py")}
     everything = {canonicalize_name(need.name) for need in requirements()}
     package = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
     for path in files:
