@@ -1,5 +1,6 @@
 """Sphinx: tables and sentences that are computed when the book is built, so that they cannot go stale."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,9 +66,15 @@ def scores() -> str:
     return evidence.markdown(table.rename_axis("").reset_index())
 
 
+def pdf() -> str:
+    """A link to the book as a PDF, if `make book` prints one: where Chromium is."""
+    name = os.environ.get("BOOK_PDF")
+    return f'The whole book is also one file, <a href="../{name}">{name}</a>.' if name else ""
+
+
 # {page: {word in its text: what stands there in the book}}
 TEXTS = {
-    "book/intro": {"SCORES_TABLE": scores},
+    "book/intro": {"SCORES_TABLE": scores, "PDF_LINK": pdf},
     "book/your_model": {
         "MEMORY_TABLE": memory,
         "TIME_TABLE": lambda: evidence.markdown(evidence.seconds(DATA / "results")),
