@@ -17,6 +17,7 @@ from PIL import Image
 
 import adatsq
 from adatsq.colors import METHOD_COLORS
+from adatsq.world import aims
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
@@ -219,6 +220,18 @@ def test_pictures_get_lighter_and_keep_every_pixel(tmp_path):
     assert made.name == "a.webp" and made.stat().st_size < before
     assert page.read_text(encoding="utf-8").count("../_images/a.webp") == 2
     assert 'alt="a.png"' in page.read_text(encoding="utf-8"), "words are left alone"
+
+
+def test_every_page_has_its_places_to_fill_in():
+    for page, texts in module_of_the_book("ext/from_data").TEXTS.items():
+        text = (BOOK.parent / f"{page}.md").read_text(encoding="utf-8")
+        assert all(text.count(word) == 1 for word in texts), page
+
+
+def test_what_the_mini_models_aimed_at_is_told():
+    said = module_of_the_book("ext/from_data").aims()
+    for name in ("flux-schnell-mini", "z-image-mini"):
+        assert f"- **{name}.** {aims.aim(name, BOOK.parent / 'data' / 'results')}" in said
 
 
 def test_the_pdf_is_linked_where_it_is_made(monkeypatch):

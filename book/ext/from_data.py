@@ -6,6 +6,7 @@ from pathlib import Path
 
 import adatsq
 from adatsq import evidence, tables
+from adatsq.world.aims import AT_LEAST, BELOW_AT_MOST, aim
 
 DATA = Path(adatsq.__file__).resolve().parents[1] / "data"
 
@@ -49,6 +50,12 @@ def measured() -> str:
     return evidence.markdown(table.assign(command="`" + table["command"] + "`"))
 
 
+def aims() -> str:
+    """What the mini models were trained to reach and whether they do, in a list."""
+    said = {name: aim(name, DATA / "results") for name in (*BELOW_AT_MOST, *AT_LEAST)}
+    return "\n".join(f"- **{name}.** {text}" for name, text in said.items() if text)
+
+
 def memory() -> str:
     """A column per model, which fits a page's width."""
     table = evidence.memories().set_index("model").T.rename(columns=lambda name: name.split("/")[-1])
@@ -80,7 +87,7 @@ TEXTS = {
         "TIME_TABLE": lambda: evidence.markdown(evidence.seconds(DATA / "results")),
         "FULL_SIZE_TIMES": full_size_times,
     },
-    "book/measured": {"RESULTS_TABLE": measured, "FULL_SIZE": full_size},
+    "book/measured": {"RESULTS_TABLE": measured, "AIMS": aims, "FULL_SIZE": full_size},
 }
 
 
