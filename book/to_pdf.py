@@ -1,4 +1,4 @@
-"""The built site as one PDF: python book/to_pdf.py _build/site _build/book.pdf
+"""The built site as one PDF: python book/to_pdf.py _build/site _build/site/book.pdf
 
 Each page of the table of contents is printed by headless Chromium, in light colours and without what only a
 reader at a screen can use; the prints are joined, with an outline. Needs Chromium on PATH, and of Python's
