@@ -7,8 +7,8 @@ the bits of step t that minimise error + lambda bits:
 
     C_t = {b_t(lambda): lambda at budgets lowest + f (budget - lowest), f in FACTORS, for each kind of error}
 
-The layers of a step are ranked by errors carried to the end; how much a step spends, and which kind of error
-it goes by, is chosen by the error that the path has really accumulated, with the beam's own rules.
+The layers of a step are ranked to first order; how much a step spends, and with several kinds of error which
+it goes by, is decided by the error that the path has really accumulated, with the beam's own rules.
 """
 
 import time
@@ -25,7 +25,8 @@ from adatsq.fisher import Fisher
 from adatsq.search import SearchResult, beam_rule, chosen_images, search_options
 from adatsq.trace import Trace
 
-FACTORS, KINDS = (0.5, 1.0, 2.0), ("carried",)
+FACTORS = (0.5, 1.0, 2.0)
+KINDS = ("both",)  # which of the other two ranks better differs between models
 
 
 def price_search(
