@@ -25,8 +25,7 @@ from adatsq.fisher import Fisher
 from adatsq.search import SearchResult, beam_rule, chosen_images, search_options
 from adatsq.trace import Trace
 
-FACTORS = (0.5, 1.0, 2.0)
-KINDS = ("both",)  # which of the other two ranks better differs between models
+FACTORS, KINDS = (0.5, 1.0, 2.0), ("carried",)
 
 
 def price_search(
