@@ -5,6 +5,7 @@
 METHOD_COLORS = {
     "fp": "#000000",
     "rtn": "#666666",
+    "rtn+search": "#3C0000",
     "gptq": "#61423B",
     "smoothquant": "#F0E442",
     "smoothquant+gptq": "#CCE396",

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from adatsq import sweep
 from adatsq.ablation_plan import plan
 from adatsq.ablation_steps import CONTROLS, FIXED, SEARCHES, STEPS
 from adatsq.benchmark import wanted
@@ -32,6 +33,9 @@ def lacking(model: Path, out: Path, job: str) -> list[str]:
         path = Path(f"{name}-search-compare.csv")
         return [f"{n} at {b:g}" for b in BUDGETS for n in policies(path, 3, b, RANDOM, HELD_OUT)]
     settings = json.loads((Path(model) / SAMPLING_FILE).read_text())
+    if job == "sweep":
+        sizes = sweep.SIZES["clips" if "num_frames" in settings else "pictures"]
+        return sweep.missing(Path(f"{name}-explorer.json"), **sweep.AXES, **sizes)
     return _ablation(name, int(job[-1]), settings["num_inference_steps"])
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
+from adatsq.bench import Bench, picture, prepare
+from adatsq.evaluate import psnr
 from adatsq.explorer import policy_of
 from adatsq.judging import task_of
 from adatsq.lagrangian import follow
 from adatsq.models import load_pipeline
-from adatsq.sweep import Bench, choice, picture, prepare
 
 
 class LiveModels:
@@ -38,14 +39,14 @@ class LiveModels:
             self.pipes[key] = bench.quantized(setting["w_bits"], tau)
         policy = policy_of(data, request["bits"])
         images = range(min(4, len(bench.trace)))
-        reference = bench.draw(pipe, [request["text"]], [request["seed"]])
-        found = choice(bench, self.pipes[key], policy, [request["text"]], [request["seed"]], reference)
+        asked = [request["text"]], [request["seed"]]
+        reference, image = bench.draw(pipe, *asked), bench.draw(self.pipes[key], *asked, policy)
         _, errors = follow(self.pipes[key], bench.trace, {"asked": policy.bits}, images)
         return {
             "text": request["text"],
             "full": picture(reference[0]),
-            "image": found["images"][0],
-            "psnr": found["psnr"][0],
+            "image": picture(image[0]),
+            "psnr": round(float(psnr(image, reference)[0]), 2),
             "error": errors["asked"],
         }
 

@@ -3,10 +3,10 @@
     python -m adatsq.measure --seconds 540
 
 For each model in data/models: the benchmark, other libraries (those that are installed), the searches against
-controls, the ablation at 3 and 4 bits, and at last, alone again, costs that rows lack. The benchmark, which
-takes times, has the device to itself, a model after the other; all else runs one after the other for each
-model, the models side by side. With --side-by-side the benchmark does so too, which is faster and leaves
-seconds to the costs. Each of these
+controls, the ablation at 3 and 4 bits, the sweep for the explorer, and at last, alone again, costs that rows
+lack. The benchmark, which takes times, has the device to itself, a model after the other; all else runs one
+after the other for each model, the models side by side. With --side-by-side the benchmark does so too, which
+is faster and leaves seconds to the costs. Each of these
 commands writes a row when it is measured and skips rows that are there; so this one can be ended at any time,
 by the clock or by hand, and goes on where it was when it is given again. With --missing it runs nothing, and
 says which rows are not there yet. Sizes, prompts and seeds are in the
@@ -33,6 +33,7 @@ JOBS = {  # name: module and arguments; in the order in which they are wanted
     "search": ("adatsq.search_compare",),
     "ablation-w3": ("adatsq.ablation", "--w-bits", "3"),
     "ablation-w4": ("adatsq.ablation", "--w-bits", "4"),
+    "sweep": ("adatsq.sweep",),
     "costs": ("adatsq.costs",),
 }
 ALONE = ("benchmark",)  # its rows tell seconds

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -55,19 +56,28 @@ class Layer:
 def block_names(transformer: nn.Module) -> list[str]:
     """Names of the transformer's blocks in the order in which it holds them, and mostly runs them.
 
-    ValueError for a transformer without blocks that are known by an attention inside.
+    ValueError for a transformer without blocks that are known by an attention inside, and for one that holds
+    some of them in another kind of container, where they are not found.
     """
-    lists = [
-        (name, child)
-        for name, child in transformer.named_children()
-        if isinstance(child, nn.ModuleList) and any("att" in part for part, _ in child.named_modules())
+    kind, children = type(transformer).__name__, dict(transformer.named_children())
+    attend = {n: c for n, c in children.items() if any("att" in part for part, _ in c.named_modules())}
+    others = [
+        f"{name} (nn.{'Sequential' if isinstance(child, nn.Sequential) else 'ModuleDict'})"
+        for name, child in attend.items()
+        if isinstance(child, (nn.Sequential, nn.ModuleDict))
     ]
-    names = [f"{name}.{i}" for name, blocks in lists for i in range(len(blocks))]
-    if not names:
-        children = ", ".join(name for name, _ in transformer.named_children()) or "none"
+    if others:
         raise ValueError(
-            f"{type(transformer).__name__} has no nn.ModuleList of blocks with attention among its children "
-            f"({children}), so there is no telling which of its linears to quantise"
+            f"{kind} holds blocks with attention in {', '.join(others)}, and blocks are found in an "
+            "nn.ModuleList alone: those linears would stay in 16 bit. It takes a transformer that holds all "
+            "its blocks in nn.ModuleLists among its children"
+        )
+    lists = {name: child for name, child in attend.items() if isinstance(child, nn.ModuleList)}
+    names = [f"{name}.{i}" for name, blocks in lists.items() for i in range(len(blocks))]
+    if not names:
+        raise ValueError(
+            f"{kind} has no nn.ModuleList of blocks with attention among its children "
+            f"({', '.join(children) or 'none'}), so there is no telling which of its linears to quantise"
         )
     return names
 
@@ -91,10 +101,12 @@ def quantizable(transformer: nn.Module) -> list[Layer]:
     return layers
 
 
+NO_LINEAR, OUTSIDE = "no linear", "outside the blocks"
+MISSED = 0.05  # share of the parameters that may have one of these two reasons without a warning
 REASONS = (  # why a part stays in 16 bit, by its name (*: in any block); the first that fits
     (r"\*.*(norm|scale_shift|modulation|_mod\b)", "norm or modulation: vectors"),
     (r"\*.*bias$", "bias of a quantised linear"),
-    (r"\*", "no linear"),
+    (r"\*", NO_LINEAR),
     (r"norm_out|final|proj_out|^norm|^scale_shift", "last norm or projection: its error is the answer's"),
     (r"time|guidance|adaln|\bt_embed", "time projection: a row per image, and every block follows it"),
     ("embed|patch|proj|caption|token|norm|_in$", "embedder: few products, and every block follows it"),
@@ -113,10 +125,31 @@ def kept(transformer: nn.Module) -> pd.DataFrame:
             continue
         first, *rest = name.split(".")
         full, module = (".".join([first, "*", *rest]), f"{first}.*") if first in inside else (first, first)
-        reason = next((why for pattern, why in REASONS if re.search(pattern, full)), "outside the blocks")
+        reason = next((why for pattern, why in REASONS if re.search(pattern, full)), OUTSIDE)
         rows[module, reason] = rows.get((module, reason), 0) + tensor.numel()
     table = [(module, parameters, reason) for (module, reason), parameters in rows.items()]
     return pd.DataFrame(table, columns=["module", "parameters", "reason"])
+
+
+def warn_of_missed(transformer: nn.Module) -> None:
+    """A warning if more than MISSED of the parameters stay in 16 bit for no reason but where they are.
+
+    They are in the blocks but in no linear layer (convolutions, experts in one tensor), or outside of them.
+    """
+    table = kept(transformer)
+    total = table.parameters.sum() + sum(l.in_features * l.out_features for l in quantizable(transformer))
+    missed = table[table.reason.isin([NO_LINEAR, OUTSIDE])].sort_values("parameters", ascending=False)
+    if missed.parameters.sum() > MISSED * total:
+        names = ", ".join(
+            f"{row.module} ({row.reason}: {row.parameters / total:.1%})"
+            for row in missed.itertuples()
+            if row.parameters > 0.1 * MISSED * total
+        )
+        warnings.warn(
+            f"{missed.parameters.sum() / total:.0%} of the parameters of {type(transformer).__name__} are out of "
+            f"this method's reach and stay in 16 bit: {names}. Only linear layers in blocks are quantised",
+            stacklevel=2,
+        )
 
 
 def load_pipeline(

@@ -12,7 +12,7 @@ from adatsq.calibration import hessians
 from adatsq.cuda.linear import PackedLinear
 from adatsq.inputs import Inputs, groups_of, inputs
 from adatsq.linear import QuantLinear
-from adatsq.models import Layer, quantizable
+from adatsq.models import Layer, quantizable, warn_of_missed
 from adatsq.scheme import Scheme, branch, quantized, smoothed_scale
 from adatsq.stored_layers import finish
 from adatsq.trace import Trace
@@ -87,6 +87,7 @@ def quantize(
     transformer, layers = pipe.transformer, quantizable(pipe.transformer)
     if any(isinstance(transformer.get_submodule(layer.name), QuantLinear) for layer in layers):
         raise ValueError("this pipeline is quantized already: load the full-precision one again")
+    warn_of_missed(transformer)
     calibrated = solver == "gptq" and min(w_bits, modulation_bits) < 16
     if calibrated and trace is None:
         raise ValueError(

@@ -19,6 +19,7 @@ PAIRED = [*COLUMNS[:2], "baseline", "baseline_a_bits", *COLUMNS[2:]]
 ORDER = (
     "fp",
     "rtn",
+    "rtn+search",
     "gptq",
     "smoothquant",
     "smoothquant+gptq",
@@ -53,7 +54,7 @@ BASES = {
     "smoothquant+gptq": ("smoothquant", "gptq"),
     "vidit-q+mixed": ("vidit-q",),
     "hadamard+gptq": ("gptq", "hadamard", "quarot"),
-    "hadamard+gptq+search": ("hadamard",),
+    "hadamard+gptq+search": ("hadamard", "rtn+search"),
     "hadamard+gptq+lagrangian": ("hadamard", "hadamard+gptq+search"),
     "hadamard+gptq+prices": ("hadamard", "hadamard+gptq+search", "hadamard+gptq+lagrangian"),
     "adatsq+plain": ("gptq",),
@@ -63,17 +64,30 @@ BASES = {
     "adatsq+svdquant": ("svdquant+gptq",),
     "adatsq+svdquant+search": ("svdquant+gptq", "adatsq+svdquant"),
     "adatsq-weights": ("hadamard", "quarot", "svdquant+small-rank"),
-    "adatsq": ("hadamard", "quarot", "hadamard+gptq+search", "adatsq-weights", "svdquant+small-rank"),
-    "adatsq+ladder": ("hadamard", "hadamard+gptq+search", "adatsq-weights", "adatsq"),
+    "adatsq": (
+        "hadamard",
+        "quarot",
+        "rtn+search",
+        "hadamard+gptq+search",
+        "adatsq-weights",
+        "svdquant+small-rank",
+    ),
+    "adatsq+ladder": ("hadamard", "rtn+search", "hadamard+gptq+search", "adatsq-weights", "adatsq"),
     "adatsq+lagrangian": (
         "hadamard",
+        "rtn+search",
         "hadamard+gptq+search",
         "hadamard+gptq+lagrangian",
         "adatsq-weights",
         "adatsq",
     ),
 }
-POLICIES = ("hadamard+gptq+search", "hadamard+gptq+lagrangian", "adatsq")  # only at the same budget
+POLICIES = (
+    "rtn+search",
+    "hadamard+gptq+search",
+    "hadamard+gptq+lagrangian",
+    "adatsq",
+)  # only at the same budget
 PLACE = [*KEY, "prompt", "picture", "category"]  # columns of NAME-images.csv that say what a row is of
 DISTANCES = ["psnr", "ssim"]  # to the full-precision picture; the columns left are the judge's scores
 SEED = 0  # of the bootstrap; the pictures' own seeds are in the prompt file

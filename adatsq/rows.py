@@ -41,6 +41,7 @@ class Searched(NamedTuple):
 
 
 SEARCHED = {
+    "rtn+search": Searched("rtn"),
     "hadamard+gptq+search": Searched("hadamard+gptq"),
     "hadamard+gptq+lagrangian": Searched("hadamard+gptq", "lagrangian"),
     "hadamard+gptq+prices": Searched("hadamard+gptq", "prices"),

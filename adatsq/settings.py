@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from adatsq.models import quantizable, sampling
+from adatsq.models import quantizable, sampling, warn_of_missed
 
 GUIDANCE = {"guidance_scale", "true_cfg_scale"}
 
@@ -18,7 +18,8 @@ def call_settings(pipe: DiffusionPipeline, call: dict) -> dict:
 
     Before any work, ValueError for a pipeline that has no transformer with blocks, or two, and for settings
     that it would round or refuse (sizes, frames), that are more than its transformer has positions for, that
-    turn guidance on or off, or whose steps are not those of the policy that is applied.
+    turn guidance on or off, or whose steps are not those of the policy that is applied. A transformer much of
+    which the method does not reach is warned of (`warn_of_missed`).
 
     Whether guidance is on must be as in the run that the applied policy was searched on; without a policy,
     or if it does not know, as in the model's own settings. It is only warned of where `sampling.json` does
@@ -37,6 +38,8 @@ def call_settings(pipe: DiffusionPipeline, call: dict) -> dict:
             "belong to one. Pipelines with one, as Wan 2.1, work"
         )
     quantizable(transformer)
+    if not _quantized(transformer):
+        warn_of_missed(transformer)
     defaults = {name: p.default for name, p in inspect.signature(pipe.__call__).parameters.items()}
     unknown = sorted(call.keys() - defaults.keys())
     if unknown:

@@ -115,8 +115,8 @@ def test_missing_rows_are_listed_and_nothing_runs(tmp_path, monkeypatch, capsys)
     said = lines()
     assert list(said) == [f"m {job}" for job in measure.JOBS]
     assert said["m benchmark"].startswith(
-        "59 missing: fp; rtn W4A4;"
-    )  # 17 methods at two widths, 6 searched at three budgets, 3 at two
+        "62 missing: fp; rtn W4A4;"
+    )  # 17 methods at two widths, 7 searched at three budgets, 3 at two
     assert said["m search"].startswith(
         "116 missing: paper at 3.1;"
     )  # 5 searches, 2 wider, 51 controls, two budgets

@@ -1,5 +1,7 @@
 """Pipelines that the method was not made for: they work the same way, or a sentence says what is missing."""
 
+import warnings
+
 import diffusers
 import numpy as np
 import pytest
@@ -88,6 +90,35 @@ def test_blocks_of_other_transformers_are_found(name):
     convolutions = any(isinstance(m, nn.Conv2d) for n, m in transformer.named_modules() if ".ff." in n)
     assert (("transformer_blocks.*", "no linear") in reasons) == convolutions  # Sana's
     assert not kept.reason.eq("outside the blocks").any()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_the_method_does_not_reach_is_warned_of(name):
+    """Sana's feed-forward layers are convolutions."""
+    transformer = getattr(diffusers, name)(**OTHERS[name][0])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        models.warn_of_missed(transformer)
+    assert len(said) == (name == "SanaTransformer2DModel")
+    if said:
+        table = models.kept(transformer)
+        share = table.parameters[table.reason == models.NO_LINEAR].sum() / sum(
+            tensor.numel() for tensor in transformer.state_dict().values()
+        )
+        assert f"{share:.0%} of the parameters of Sana" in str(said[0].message)
+        assert f"transformer_blocks.* (no linear: {share:.1%})" in str(said[0].message)
+
+
+def test_a_large_part_outside_the_blocks_is_warned_of_before_any_work(monkeypatch):
+    pipe = build_tiny_pipe()
+    pipe.transformer.adapter = nn.Linear(512, 256)
+    with pytest.warns(UserWarning, match=r"% of the parameters of Flux.*: adapter \(outside the blocks: \d"):
+        tr.record(pipe, PROMPTS, **SIZE)
+    with pytest.warns(UserWarning, match="adapter"):
+        recipes.rtn(pipe, None, 4, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generate(pipe, PROMPTS, [0, 1], **SIZE)
 
 
 def test_modulation_keeps_its_activations():
@@ -187,9 +218,19 @@ def with_two_transformers():
 
 def with_unknown_blocks():
     pipe = build_tiny_pipe()
-    pipe.transformer.transformer_blocks = nn.Sequential(*pipe.transformer.transformer_blocks)
-    pipe.transformer.single_transformer_blocks = nn.ModuleList([nn.Linear(4, 4)])
+    for name in ("transformer_blocks", "single_transformer_blocks"):
+        setattr(pipe.transformer, name, nn.ModuleList([nn.Linear(4, 4)]))
     return pipe
+
+
+def with_half_its_blocks_unknown(container=nn.Sequential):
+    pipe = build_tiny_pipe()
+    pipe.transformer.transformer_blocks = container(*pipe.transformer.transformer_blocks)
+    return pipe
+
+
+def with_blocks_by_name():
+    return with_half_its_blocks_unknown(lambda *blocks: nn.ModuleDict(zip("ab", blocks)))
 
 
 def with_blocks_of_convolutions():
@@ -212,6 +253,12 @@ def with_noise_in_its_scheduler():
         (unet, "StableDiffusionPipeline has no transformer, only vae, text_encoder, unet"),
         (with_two_transformers, "WanPipeline changes to a second transformer .*transformer_2"),
         (with_unknown_blocks, "no nn.ModuleList of blocks with attention"),
+        (
+            with_half_its_blocks_unknown,
+            r"FluxTransformer2DModel holds blocks with attention in transformer_blocks \(nn.Sequential\), "
+            "and blocks are found in an nn.ModuleList alone",
+        ),
+        (with_blocks_by_name, r"transformer_blocks \(nn.ModuleDict\)"),
         (with_blocks_of_convolutions, "the blocks of FluxTransformer2DModel hold no linear layer"),
     ],
 )

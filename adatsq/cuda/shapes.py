@@ -17,7 +17,12 @@ SHAPES = (
     Shape("Flux qkv", 4608, 3072, 9216),
     Shape("Flux ff in", 4608, 3072, 12288),
     Shape("Flux ff out", 4608, 12288, 3072),
+    Shape("Flux single in", 4608, 3072, 21504),
     Shape("Flux single out", 4608, 15360, 3072),
+    Shape("Z-Image to_q", 4608, 3840, 3840),
+    Shape("Z-Image ff in", 4608, 3840, 10240),
+    Shape("Z-Image ff out", 4608, 10240, 3840),
+    Shape("Wan 1.3B to_q", 32760, 1536, 1536),
     Shape("Wan 1.3B ff in", 32760, 1536, 8960),
     Shape("Wan 1.3B ff out", 32760, 8960, 1536),
 )

@@ -15,7 +15,8 @@ from adatsq.trace import velocity
 def quanto(pipe, layers, w_bits: int, a_bits: int, trace) -> None:
     from optimum import quanto as library
 
-    compile_nothing()
+    if pipe.transformer.device.type == "cpu":
+        compile_nothing()
     qtypes = {8: library.qint8, 4: library.qint4, 2: library.qint2}
     act, modulation = ([x.name for x in layers if x.role == role] for role in ("act", "weight"))
     library.quantize(pipe.transformer, weights=qtypes[max(4, w_bits)], include=modulation)
