@@ -9,6 +9,7 @@ from adatsq import sweep
 from adatsq.ablation_plan import plan
 from adatsq.ablation_steps import CONTROLS, FIXED, SEARCHES, STEPS
 from adatsq.benchmark import wanted
+from adatsq.costs import lacks
 from adatsq.measurements import stored
 from adatsq.models import SAMPLING_FILE
 from adatsq.peers import PEERS
@@ -23,6 +24,9 @@ def lacking(model: Path, out: Path, job: str) -> list[str]:
     name = Path(out) / Path(model).name
     if job == "benchmark":
         return _scored(name, wanted())
+    if job == "costs":
+        facts = stored(Path(f"{name}-facts.csv"))
+        return [f"{m} W{w}A{a:g}" for m, w, a in wanted()[1:] if lacks(facts, m, w, a)]
     if job == "peers":
         return _scored(name, [(peer, *bits) for peer, p in PEERS.items() for bits in p.bits])
     if job == "search":
