@@ -96,7 +96,7 @@ function render({ model, el }) {
   const find = (selector) => el.querySelector(selector), control = (name) => find(`[name=${name}]`);
   const say = (name, text) => { find(`[data-value=${name}]`).textContent = text; };
   const models = model.get("data");
-  let drawn = 0, asked = 0, pictures = null, draft = null; // draft: a painting under way, not yet told to the kernel
+  let drawn = 0, asked = 0, pictures = null, trouble = "", draft = null; // a painting under way, not yet told to the kernel
   models.forEach((data, i) => control("model").add(new Option(data.name, i)));
 
   function state() {
@@ -116,7 +116,7 @@ function render({ model, el }) {
 
   // Another stored point: a painting is left behind, the prompt stays.
   function go(values) {
-    draft = null;
+    [draft, trouble] = [null, ""];
     change({ live: null, painted: [], ...values });
   }
 
@@ -159,7 +159,7 @@ function render({ model, el }) {
     say("memory", `${(bytes / 1e6).toFixed(2)} MB (16 bit: ${(full / 1e6).toFixed(1)} MB)`);
     const score = painted ? null : choice.score;
     say("score", score ? `${interval(score)}, full precision ${interval(data.score)}, ${score.n} prompts` : "not scored");
-    let note = "";
+    let note = trouble;
     if (painted) {
       const [mine, theirs] = [painted, choice.bits].map((rows) => predictedError(data, weights, rows)), { agreement } = weights;
       note = mine === null ? "Your policy. No errors of single roundings are stored for this model, so nothing is predicted."
@@ -219,8 +219,8 @@ function render({ model, el }) {
       if (models[to].load) models[to] = await models[to].load(); // a page has the data of one model at first
       if (turn === asked) go({ model: to, prompt: 0, ...nearest(models[to], models[to].settings) });
     } catch (error) {
+      trouble = `${models[to].name} cannot be shown: ${error.message}`;
       draw();
-      say("note", `${models[to].name} cannot be shown: ${error.message}`);
     }
   });
   control("prompt").addEventListener("change", () => change({ live: null, prompt: Number(control("prompt").value) }));

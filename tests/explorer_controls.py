@@ -64,7 +64,7 @@ def move_selects(explorer) -> set[str]:
 
 
 def choose(explorer, name: str, i: int) -> bool:
-    """Whether what is shown moved. Two methods or beams may find the same policy: then all of it must stay."""
+    """Whether what is shown moved. Two methods or beams may find the same policy: then all must stay."""
     before = seen(explorer)
     explorer.locator(f"[name={name}]").select_option(index=i)
     if name in ("method", "beam"):
