@@ -11,7 +11,7 @@ const CSS = `
 .adatsq-explorer input[type=range] { flex: 1; min-width: 80px; accent-color: #D55E00; }
 .adatsq-explorer output, .adatsq-explorer .facts b { font-variant-numeric: tabular-nums; }
 .adatsq-explorer label output { min-width: 4em; }
-.adatsq-explorer select, .adatsq-explorer input[type=text] { flex: 1; min-width: 0; font: inherit; color: inherit;
+.adatsq-explorer select, .adatsq-explorer input:is([type=text], [type=number]) { flex: 1; min-width: 0; font: inherit; color: inherit;
   background: transparent; border: 1px solid #8888; border-radius: 4px; padding: 2px 4px; }
 .adatsq-explorer option { color: black; background: white; }
 .adatsq-explorer button { font: inherit; color: inherit; background: #8882; border: 1px solid #8888; border-radius: 4px; padding: 2px 10px; }
@@ -67,6 +67,10 @@ const FRAME = `
 <form class="live" hidden>
   <label><span>another prompt</span><input type="text" name="text"></label><button>run live</button>
   <output aria-live="polite"></output>
+</form>
+<form class="search" hidden>
+  <label><span>another budget</span><input type="number" name="wanted" min="3" max="8" step="0.01" required></label>
+  <label><span>beam width</span><input type="number" name="width" min="1" max="64" step="1" value="4" required></label><button>search live</button>
 </form>
 <figure data-figure="policy"></figure>
 <p class="note" aria-live="polite" data-value="note"></p>
@@ -237,13 +241,21 @@ function render({ model, el }) {
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   });
 
-  const form = find("form"), status = find("form output");
-  form.hidden = !model.get("can_run");
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    const { data, p, bits } = state(), text = control("text").value.trim() || data.prompts[p].text;
-    change({ request: { number: (model.get("request").number || 0) + 1, text, seed: data.prompts[p].seed, bits } });
-  });
+  // Both forms ask the kernel for a picture: of the policy shown, or of one that it is to search for.
+  const status = find("form output");
+  const forms = {
+    live: ({ bits }) => ({ bits }),
+    search: () => ({ budget: Number(control("wanted").value), beam: Number(control("width").value) }),
+  };
+  for (const [kind, what] of Object.entries(forms)) {
+    const form = find(`form.${kind}`);
+    form.hidden = !model.get("can_run");
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      const now = state(), { text, seed } = now.data.prompts[now.p], number = (model.get("request").number || 0) + 1;
+      change({ request: { number, text: control("text").value.trim() || text, seed, ...what(now) } });
+    });
+  }
   model.on("change:status", () => { status.textContent = model.get("status"); });
   for (const name of ["model", "setting", "budget", "prompt", "painted", "live"]) model.on(`change:${name}`, () => draw());
   draw(); // at once: the observer's first call comes a moment after the lists can be touched
