@@ -2,7 +2,8 @@
 # make test    the environment if needed, then every test (notebooks with small parameters included)
 # make lab     JupyterLab on the notebooks
 # make strip   notebooks without outputs, as they are committed;   make format   ruff
-# make pdf     the built site as one file, _build/book.pdf (needs Chromium)
+# make pdf     the built site as one file, _build/site/book.pdf; make book does it too where Chromium is
+# make shots   pictures of every page in light and dark, wide and narrow, in _build/shots (needs Chromium)
 # make clean   removes _build, everything made but the environment
 #
 # In an active conda environment (environment.yml):  make book PY=python
@@ -26,7 +27,12 @@ EXECUTED  := $(NOTEBOOKS:%=_build/src/%)
 CODE := $(shell find adatsq data -type f -not -path '*/__pycache__/*' 2>/dev/null)
 BOOK := $(shell find book -type f -not -path '*/__pycache__/*')
 
-.PHONY: book pdf test lab strip format clean
+# With Chromium the site has the book as a PDF too, and the first page a link to it.
+CHROMIUM := $(firstword $(foreach name,chromium chromium-browser google-chrome chrome,$(shell command -v $(name) 2>/dev/null)))
+PDF      := $(if $(CHROMIUM),$(SITE)/book.pdf)
+export BOOK_PDF = $(notdir $(PDF))
+
+.PHONY: book pdf shots test lab strip format clean
 .DELETE_ON_ERROR:
 
 book: $(SITE)/.checked
@@ -62,14 +68,17 @@ $(SITE)/index.html: $(EXECUTED) $(BOOK) $(CODE) | $(ENV)
 
 # The site as a reader gets it: links, anchors, no network, and (with Chromium) moving figures.
 SITE_TESTS := tests/test_site.py tests/test_site_controls.py
-$(SITE)/.checked: $(SITE)/index.html $(SITE_TESTS) tests/chromium.py tests/explorer_controls.py
+$(SITE)/.checked: $(SITE)/index.html $(PDF) $(SITE_TESTS) tests/chromium.py tests/explorer_controls.py
 	$(PY) -m pytest -q -n $(JOBS) $(SITE_TESTS)
 	@touch $@
 
-pdf: _build/book.pdf
+pdf: $(SITE)/book.pdf
 
-_build/book.pdf: $(SITE)/index.html
+$(SITE)/book.pdf: $(SITE)/index.html
 	$(PY) book/to_pdf.py $(SITE) $@
+
+shots: $(SITE)/index.html
+	$(PY) tests/shots.py $(SITE) _build/shots
 
 test: $(ENV)
 	$(PY) -m pytest -q -n $(JOBS)

@@ -19,6 +19,7 @@ of the search are followed as well, and its beams are held against the exact fro
 """
 
 import argparse
+import inspect
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ import adatsq
 from adatsq.baselines import METHODS
 from adatsq.facts import counted_calls, group_search, on_disk, peak_memory, size
 from adatsq.judging import task_of
+from adatsq.models import fingerprint, sampling
 from adatsq.results import ORDER, tidy_tables
 from adatsq.rows import (
     BUDGETS,
@@ -116,6 +118,7 @@ def run(setting: Setting, pipe: DiffusionPipeline, calibration: list[str], seed:
     Returns the names of rows that failed.
     """
     failed: list[str] = []
+    known = stored_fisher(setting, pipe)
     trace, record_s = timed(adatsq.record, pipe, calibration, setting.steps, seed, 32, progress=False)
     todo = {
         (method, w_bits): rows
@@ -123,7 +126,7 @@ def run(setting: Setting, pipe: DiffusionPipeline, calibration: list[str], seed:
         for method in WEIGHTS
         if (rows := missing(setting, method, w_bits, len(trace.timesteps)))
     }
-    fisher, fisher_s = fisher_of(setting, pipe, trace)
+    fisher, fisher_s = (known, float("nan")) if known is not None else fisher_of(setting, pipe, trace)
     if todo or not scored(setting, "fp", 16, 16.0):
         reference, draw_s = timed(setting.draw, pipe, setting.evaluation, setting.pictures)
         if not scored(setting, "fp", 16, 16.0):
@@ -224,20 +227,30 @@ def attempt(failed: list[str], row: str, function: Callable[..., str], *args) ->
         failed.append(row)
 
 
-def fisher_of(setting: Setting, pipe: DiffusionPipeline, trace: adatsq.Trace) -> tuple[adatsq.Fisher, float]:
-    """(Fisher information, seconds); that of the rows already written, if there are any, in no time (NaN)."""
+def stored_fisher(setting: Setting, pipe: DiffusionPipeline) -> adatsq.Fisher | None:
+    """That of the rows already written, if there are any.
+
+    Before any work, ValueError if these are of another model or another number of steps.
+    """
     file = setting.path("-fisher.json")
     if not file.exists():
-        fisher, seconds = timed(adatsq.temporal_fisher, pipe, trace, batch_size=16, progress=False)
-        fisher.save(file)
-        return fisher, seconds
-    fisher = adatsq.Fisher.load(file)
-    if fisher.model != trace.model or len(fisher.timesteps) != len(trace.timesteps):
+        return None
+    fisher, model = adatsq.Fisher.load(file), fingerprint(pipe.transformer)
+    default = inspect.signature(pipe.__call__).parameters["num_inference_steps"].default
+    steps = setting.steps or sampling(pipe).get("num_inference_steps", default)
+    if (fisher.model, len(fisher.timesteps)) != (model, steps):
         raise ValueError(
             f"{setting.path('-*')} are results of {fisher.model} at {len(fisher.timesteps)} steps, not of "
-            f"{trace.model} at {len(trace.timesteps)}: delete them, or choose another --out"
+            f"{model} at {steps}: delete them, or choose another --out"
         )
-    return fisher, float("nan")
+    return fisher
+
+
+def fisher_of(setting: Setting, pipe: DiffusionPipeline, trace: adatsq.Trace) -> tuple[adatsq.Fisher, float]:
+    """(Fisher information, seconds), which is kept for rows to come."""
+    fisher, seconds = timed(adatsq.temporal_fisher, pipe, trace, batch_size=16, progress=False)
+    fisher.save(setting.path("-fisher.json"))
+    return fisher, seconds
 
 
 def spread(prompts: list, n: int) -> list:

@@ -1,4 +1,4 @@
-"""One colour means one method, in every figure."""
+"""One colour means one method, in every figure; and the colours of what is no method."""
 
 # Okabe and Ito's colours, grey, olive, brown, violets and a dark blue: apart also for eyes with two kinds of
 # cones. A method on another's base has a shade of that one's colour, as far as they stay apart.
@@ -32,6 +32,10 @@ METHOD_COLORS = {
     "adatsq+ladder": "#480060",
     "adatsq+lagrangian": "#000088",
 }
+
+# Curves, groups and models, in the order in which they are drawn; what is beside them, and what is behind.
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
+GREY, PALE = "#666666", "#BBBBBB"
 
 
 def method_color(method: str) -> str:

@@ -67,7 +67,8 @@ class BitBudgetExplorer(anywidget.AnyWidget):
     lists of `data`, its settings, their choices, its prompts. painted: a policy of the reader's own, a string
     per step with a digit per layer; empty for the stored one.
 
-    live: with a kernel, a function that runs the policy shown; the widget then has a button for it.
+    live: with a kernel, a function that runs the policy shown, or searches for one; the widget then has a
+    button for each.
     ValueError for a position that is not there.
     """
 
@@ -112,9 +113,12 @@ class BitBudgetExplorer(anywidget.AnyWidget):
 
     def _run(self, change: dict) -> None:
         """Run what the page asked for; whatever goes wrong is told there."""
-        self.status = "running ..."
+        self.status = "running ..." if "bits" in change["new"] else "searching ..."
         try:
-            self.live = self._live(self.shown, self.shown["settings"][self.setting], change["new"])
+            answer = self._live(self.shown, self.shown["settings"][self.setting], change["new"])
+            if "bits" not in change["new"]:  # a search: what it found is shown as the reader's own
+                self.painted = answer["bits"]
+            self.live = answer
             self.status = "done"
         except Exception as error:  # the button has no other place to show it
             self.status = f"{type(error).__name__}: {error}"

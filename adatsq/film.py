@@ -1,4 +1,7 @@
-"""Clips that play in a page: one animated picture inside the HTML itself, with nothing to load or click."""
+"""Clips that play in a page: all frames are one picture in the HTML itself, and a style sheet moves it along.
+
+No script and no other file. A box below the clips, for a pointer or the keyboard, stops them where they are.
+"""
 
 import base64
 import html
@@ -9,8 +12,25 @@ import numpy as np
 from PIL import Image
 
 GAP = 2  # pixels between two clips, white
-LIMIT = 300_000  # characters of an animation in the page
+LIMIT = 300_000  # characters of a film in the page
 HOLD = 5  # frames for which the last one stays before the film starts again
+TALLEST = 16383  # pixels of a WebP
+
+# The frames stand below each other, and one of them fits the window: from the first to the last in steps.
+STYLE = """
+@keyframes adatsq-film-%(frames)d {
+  from { object-position: 0 0; } %(end).4f%%, to { object-position: 0 100%%; } }
+.adatsq-film { margin: 0 0 1em; overflow-x: auto; }
+.adatsq-film img { background: none !important; border-radius: 0 !important; image-rendering: pixelated;
+  margin: 0; max-width: none; object-fit: cover; padding: 0 !important; }
+.adatsq-film label { display: inline-flex; align-items: center; gap: 6px; min-height: 32px; }
+.adatsq-film:has(:checked) img { animation-play-state: paused !important; }
+@media (prefers-reduced-motion: reduce), print {
+  .adatsq-film img { animation: none !important; object-position: 0 100%%; }
+  .adatsq-film label { display: none; } }
+html[data-theme=dark] .cell_output .text_html:has(.adatsq-film) { background: none !important;
+  color: inherit !important; padding: 0 !important; }
+"""
 
 
 def film(
@@ -26,7 +46,8 @@ def film(
     alt: what is seen, for who cannot see it. width: of a clip on the page, pixels; pixels of the clip stay
     pixels, to the bit if that fits in LIMIT. Who asked their system for less motion, and who prints, gets
     the last frame, still.
-    ValueError: other shapes than the first clip's, or another number of labels.
+    ValueError: other shapes than the first clip's, another number of labels, or more pixels than one picture
+    can hold below each other.
     """
     clips = [np.asarray(clip) for clip in clips]
     if len(labels) != len(clips):
@@ -38,6 +59,8 @@ def film(
                 f"{clip.shape} beside {clips[0].shape}"
             )
     frames = side_by_side(clips)
+    if (height := len(frames) * frames.shape[1]) > TALLEST:
+        raise ValueError(f"frames of {height} pixels in all, a film holds {TALLEST}: fewer, or smaller ones")
     scale = width / clips[0].shape[2]
     total = scale * frames.shape[2]
     cells = "".join(
@@ -45,14 +68,21 @@ def film(
         f"{html.escape(label)}</span>"
         for label in labels
     )
-    look = f"width: {total:.0f}px; max-width: none; image-rendering: pixelated; margin: 0"
+    shown, last = len(frames) - 1 + HOLD, max(1, len(frames) - 1)
+    look = (
+        f"width: {total}px; height: {scale * frames.shape[1]}px; "
+        f"animation: adatsq-film-{len(frames)} {shown / fps:.3f}s steps({last}) infinite"
+    )
+    style = STYLE % {"frames": len(frames), "end": 100 * last / shown}
+    box = '<input type="checkbox" autocomplete="off" data-lm-suppress-shortcuts="true">'  # keys in JupyterLab
     left = "text-align: left; font-weight: bold; margin: 0"  # whatever a page's theme does with captions
     heading = f'<figcaption style="{left}">{html.escape(title)}</figcaption>' if title else ""
     return (
-        f'<figure style="margin: 0 0 1em 0; overflow-x: auto">{heading}'
-        f'<div style="display: flex; width: {total:.0f}px; font-size: 85%">{cells}</div>'
+        f'<figure class="adatsq-film"><style>{style}</style>{heading}'
+        f'<div style="display: flex; width: {total}px; font-size: 85%">{cells}</div>'
         f'<picture><source media="(prefers-reduced-motion: reduce), print" srcset="{still(frames[-1])}">'
-        f'<img alt="{html.escape(alt)}" style="{look}" src="{animated(frames, fps)}"></picture></figure>'
+        f'<img alt="{html.escape(alt)}" style="{look}" src="{strip(frames)}"></picture>'
+        f"<div><label>{box} pause</label></div></figure>"
     )
 
 
@@ -63,16 +93,15 @@ def side_by_side(clips: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts[:-1], axis=2)
 
 
-def animated(frames: np.ndarray, fps: float) -> str:
-    """Frames (F, H, W, 3) uint8 as the address of an animated WebP that repeats for ever.
+def strip(frames: np.ndarray) -> str:
+    """Frames (F, H, W, 3) uint8 below each other, as the address of a WebP.
 
     Lossless, unless that takes more than LIMIT: then of the best quality that fits (or the least there is).
     """
-    durations = [round(1000 / fps)] * (len(frames) - 1) + [round(1000 * HOLD / fps)]
-    first, *rest = (Image.fromarray(frame) for frame in frames)
+    whole = Image.fromarray(frames.reshape(-1, *frames.shape[2:]))
     for quality in (None, 95, 90, 80, 60, 40):
         file, how = io.BytesIO(), {"lossless": True} if quality is None else {"quality": quality}
-        first.save(file, "WEBP", save_all=True, append_images=rest, duration=durations, loop=0, **how)
+        whole.save(file, "WEBP", **how)
         address = _address("webp", file)
         if len(address) <= LIMIT:
             break

@@ -145,9 +145,10 @@ def warn_of_missed(transformer: nn.Module) -> None:
             for row in missed.itertuples()
             if row.parameters > 0.1 * MISSED * total
         )
+        share = missed.parameters.sum() / total
         warnings.warn(
-            f"{missed.parameters.sum() / total:.0%} of the parameters of {type(transformer).__name__} are out of "
-            f"this method's reach and stay in 16 bit: {names}. Only linear layers in blocks are quantised",
+            f"{share:.0%} of the parameters of {type(transformer).__name__} stay in 16 bit, out of this "
+            f"method's reach: {names}. Only linear layers in blocks are quantised",
             stacklevel=2,
         )
 

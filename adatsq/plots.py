@@ -14,7 +14,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from adatsq.colors import METHOD_COLORS, method_color
+from adatsq.colors import GREY, METHOD_COLORS, PALE, SERIES, method_color  # noqa: F401, for notebooks
 from adatsq.policy import BITS, Policy
 from adatsq.search import SearchResult
 
@@ -116,7 +116,8 @@ def _label_map(ax: Axes, table: pd.DataFrame, title: str, each_layer: bool) -> N
     steps = np.unique(
         np.linspace(0, len(table) - 1, len(table) if len(table) <= 12 else 8).round().astype(int)
     )
-    ax.set_xticks(steps, [f"{table.index[i]:.3g}" for i in steps])
+    digits = 2 if max(table.index) <= 1 else 3  # noise levels, or a thousand times as much
+    ax.set_xticks(steps, [f"{table.index[i]:.{digits}g}" for i in steps])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set(title=title, xlabel="timestep, from noise to image")
@@ -190,7 +191,7 @@ def front(
     ax = ax or plt.subplots()[1]
     if evaluated:
         rows = result.evaluated[result.evaluated.step == result.evaluated.step.max()]
-        ax.scatter(rows.average_bits, rows.error, s=9, color="#BBBBBB", linewidth=0, label="complete paths")
+        ax.scatter(rows.average_bits, rows.error, s=9, color=PALE, linewidth=0, label="complete paths")
     bits, error = np.array([(path.average_bits, path.error) for path in result.front]).T
     ax.step(bits, error, where="post", color=color, linewidth=1.2)
     ax.scatter(bits, error, s=22, color=color, label=label, zorder=3)

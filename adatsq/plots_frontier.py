@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from adatsq.plots import BIT_COLORS, INK, front
+from adatsq.plots import BIT_COLORS, INK, PALE, front
 from adatsq.search import SearchResult, hypervolume_share
 
 EDGE = "#999999"
@@ -68,7 +68,7 @@ def stored(frontier: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, len(widths), figsize=(3.6 * len(widths), 3.6), squeeze=False)
     for ax, w_bits in zip(axes.flat, widths):
         rows = frontier[frontier.w_bits == w_bits].sort_values("average_bits")
-        ax.scatter(rows.average_bits, rows.error, s=9, color="#BBBBBB", linewidth=0, label="all policies")
+        ax.scatter(rows.average_bits, rows.error, s=9, color=PALE, linewidth=0, label="all policies")
         best = rows[rows.on_front]
         ax.step(
             best.average_bits, best.error, "o-", where="post", color=INK, markersize=4, label="true front"

@@ -8,20 +8,20 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adatsq.colors import METHOD_COLORS
+from adatsq.colors import GREY, METHOD_COLORS, PALE, SERIES
 from adatsq.plots import INK
 from adatsq.roofline import Card
 
 # Kinds of work, so that they differ in lightness too.
 WORK_COLORS = {
-    "products": "#0072B2",
-    "attention": "#E69F00",
-    "rest": "#BBBBBB",
-    "unpacking weights": "#CC79A7",
-    "rounding activations": "#009E73",
+    "products": SERIES[0],
+    "attention": SERIES[3],
+    "rest": PALE,
+    "unpacking weights": SERIES[4],
+    "rounding activations": SERIES[2],
 }
-ROOFS = {"bf16": "#666666", "fp8": METHOD_COLORS["adatsq"]}
-MODES = {"eager": "#BBBBBB", "compiled": "#0072B2"}
+ROOFS = {"bf16": GREY, "fp8": METHOD_COLORS["adatsq"]}
+MODES = {"eager": PALE, "compiled": SERIES[0]}
 
 
 def read(file: str | Path) -> pd.DataFrame:

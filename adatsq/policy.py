@@ -24,6 +24,7 @@ from adatsq.settings import running_guided, usually_guided
 from adatsq.trace import Trace, fingerprint
 
 FORMAT_VERSION = 1
+NEAR = 0.01  # how far a timestep may be from the policy's, as a part of the largest one
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)  # 16: activations left as they are
 
 
@@ -41,8 +42,9 @@ class Policy:
     """bits: int (T, L), the activation bits at timesteps[t] (as the transformer is called) of layers[l].
 
     model: the `trace.fingerprint` of the transformer it was made for. branches: rows per image in a step of
-    the run it was searched on, 2 with guidance; None if not known. ValueError for bits other than 2..8 and
-    16, timesteps that do not go one way, or shapes that do not match.
+    the run it was searched on, 2 with guidance; latents: shape of such a row, as the transformer got it; both
+    None if not known. ValueError for bits other than 2..8 and 16, timesteps that do not go one way, or shapes
+    that do not match.
     """
 
     timesteps: tuple[float, ...]
@@ -50,6 +52,7 @@ class Policy:
     bits: np.ndarray
     model: str
     branches: int | None = None
+    latents: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         bits = np.array(self.bits)
@@ -63,6 +66,8 @@ class Policy:
             raise ValueError(f"{wrong} activation bits: a policy can give 2 to 8, or 16 for none")
         if not (np.isfinite(self.timesteps).all() and _one_way(self.timesteps)):
             raise ValueError(f"timesteps must rise or fall throughout, got {self.timesteps}")
+        if self.latents is not None:
+            object.__setattr__(self, "latents", tuple(int(n) for n in self.latents))
         bits = bits.astype(np.int64)
         bits.setflags(write=False)
         object.__setattr__(self, "bits", bits)
@@ -72,7 +77,7 @@ class Policy:
         """Bits (T, L), or one number for all, for the activation-quantised layers of the trace's model."""
         layers = act_layers(trace)
         bits = np.broadcast_to(bits, (len(trace.timesteps), len(layers))) if np.ndim(bits) == 0 else bits
-        return cls(trace.timesteps, layers, bits, trace.model, trace.branches)
+        return cls(trace.timesteps, layers, bits, trace.model, trace.branches, trace.form.row)
 
     @property
     def average(self) -> float:
@@ -134,6 +139,15 @@ class Policy:
                 "guidance_scale as in the search, or search a policy for this run"
             )
 
+    def check_latents(self, shape: Sequence[int]) -> None:
+        """ValueError if an image's latents have another shape than in the policy's run, if it knows that."""
+        if self.latents is not None and tuple(shape) != self.latents:
+            raise ValueError(
+                f"this policy is for latents of shape {self.latents}, the pipeline is at "
+                f"{tuple(shape)}: call it with the height, width and num_frames of the search (which it may "
+                "round), or search a policy for this size"
+            )
+
     def to_dict(self) -> dict:
         """Plain lists and numbers, with a checksum: what the JSON file holds."""
         content = {
@@ -146,6 +160,8 @@ class Policy:
         }
         if self.branches is not None:
             content["branches"] = self.branches
+        if self.latents is not None:
+            content["latents"] = list(self.latents)
         return {**content, "sha256": checksum(content)}
 
     @classmethod
@@ -163,7 +179,7 @@ class Policy:
                 f"{source} was edited after it was saved (its sha256 does not match): save a new one instead"
             )
         fields = (content[name] for name in ("timesteps", "layers", "bits", "model"))
-        return cls(*fields, branches=content.get("branches"))
+        return cls(*fields, branches=content.get("branches"), latents=content.get("latents"))
 
     def save(self, path: str | Path) -> Path:
         """Write JSON, whole or not at all."""
@@ -195,10 +211,10 @@ def apply(pipe: DiffusionPipeline, policy: Policy) -> "Applied":
     """From now on every run of the pipeline follows the policy; `.remove()` on the result ends that.
 
     A policy that was applied before is replaced. ValueError if this one is for another model; a run with
-    other timesteps raises ValueError when it starts, or at its first timestep that is not due, and a run with
-    guidance on where the search had it off (or off for on) when it starts. Its bits hold for all branches of
-    a step. Flux's second branch, by `true_cfg_scale` and a negative prompt, cannot be seen from inside a run:
-    only `settings.call_settings` (`generate`, `record`) notices that one.
+    other timesteps raises ValueError when it starts, or at its first timestep that is not due, and a run of
+    another size, or with guidance on where the search had it off (or off for on), when it starts. Its bits
+    hold for all branches of a step. Flux's second branch, by `true_cfg_scale` and a negative prompt, cannot
+    be seen from inside a run: only `settings.call_settings` (`generate`, `record`) notices that one.
     """
     policy.check(pipe)
     if hasattr(pipe.transformer, "_adatsq_applied"):
@@ -226,12 +242,14 @@ class Applied:
             self._assign(transformer, self.before)
 
     def _follow(self, transformer: nn.Module, args: tuple, kwargs: dict) -> None:
-        timestep = bind(transformer, args, kwargs)[argument_names(transformer)[1]]
+        given = bind(transformer, args, kwargs)
+        latents, timestep = (given[name] for name in argument_names(transformer))
         eps = torch.finfo(timestep.dtype).eps if timestep.is_floating_point() else 0.0
         row = self._find(float(timestep.flatten()[0]), eps)
         if row == 0:
             self.row = None  # if this run is refused, the next one starts anew
             self.policy.check_guidance(self.pipe)
+            self.policy.check_latents(latents[0].shape)
         if row != self.row:
             self._assign(transformer, self.policy.bits[row].tolist())
         self.row = row
@@ -246,7 +264,7 @@ class Applied:
         """Row of timestep t: the last again (guidance calls twice per step), the next, or 0 for a new run.
 
         Any other timestep is not this policy's. A call in bfloat16 rounds its timestep, so t need only lie
-        within half the gap to the neighbouring timesteps, or two roundings.
+        within NEAR of the run's largest, and within half the gap to its neighbours, or two roundings.
         """
         timesteps = self.policy.timesteps
         steps = getattr(self.pipe.scheduler, "num_inference_steps", None)
@@ -255,7 +273,8 @@ class Applied:
         due = 0 if self.row is None else (self.row + 1) % len(timesteps)
         gap = np.abs(np.diff(timesteps)).tolist() or [0.02 * abs(timesteps[0])]
         for row in (due, 0):
-            reach = max(min(gap[max(row - 1, 0) : row + 1]) / 2, 2 * eps * abs(t))
+            reach = min(*gap[max(row - 1, 0) : row + 1], 2 * NEAR * max(map(abs, timesteps))) / 2
+            reach = max(reach, 2 * eps * abs(t))
             if abs(t - timesteps[row]) <= reach and (row > 0 or steps in (None, len(timesteps))):
                 self.last = t
                 return row

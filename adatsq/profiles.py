@@ -107,20 +107,19 @@ def what_changes_it(
     steps: int,
     seed: int = 0,
     batch_size: int = 4,
+    **call,
 ) -> dict[str, Run]:
     """One profile, and the same with one thing changed at a time.
 
     base: `prompts`, `steps`. other probes: the same again, so that all that differs is chance.
     other pictures: `others`, prompts of the same kind, from other noise. twice the steps, other shift: the
     schedule. other captions: `captions`, of another kind, from the same noise: the data. new weights: the
-    architecture with fresh weights, asked about the very inputs of the base run. Each run has random probes
-    of its own.
+    architecture with fresh weights, asked about the very inputs of the base run; while it runs there are two
+    transformers on the device. Each run has random probes of its own. call: as in `record`.
     """
 
     def run(texts: Sequence[str], count: int = steps, first: int = seed) -> Trace:
-        return record(
-            pipe, texts, num_inference_steps=count, seed=first, batch_size=batch_size, progress=False
-        )
+        return record(pipe, texts, count, first, batch_size, progress=False, **call)
 
     def add(name: str, trace: Trace) -> None:
         found[name] = measure(pipe, trace, seed=len(found), batch_size=batch_size)

@@ -30,6 +30,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from adatsq import fits
 from adatsq.integer import effective_bits
 from adatsq.models import Layer, quantizable
 from adatsq.replacement import MODULATION_GROUP
@@ -118,6 +119,32 @@ def hessian_bytes(model: str) -> int:
     for layer in layers:
         blocks[layer.block] = blocks.get(layer.block, 0) + 4 * layer.in_features**2
     return max(blocks.values())
+
+
+def room(model: str) -> dict[str, float]:
+    """GB (10^9 bytes) that a GPU needs at least for a real pipeline in 16 bit, all of it on the device.
+
+    "load": the parameters and some room to run, as `load_pipeline` asks for it (`fits.check`). "quantize":
+    the parameters, a byte per weight of the blocks, which is held beside them until the last one is done, and
+    the Hessians of one block (`blocks_per_pass=1`). Activations come on top of both.
+    """
+    whole = memory(model, w_bits=()).at["all", "16 bit, GB"]
+    with torch.device("meta"):
+        layers = quantizable(next(iter(REAL[model].values()))())
+    integers = sum(layer.in_features * layer.out_features for layer in layers)
+    return {"load": fits.ROOM * whole, "quantize": whole + 1e-9 * (integers + hessian_bytes(model))}
+
+
+def room_needed(model: str) -> str:
+    """`room` in a sentence or two, for a page."""
+    needed, whole = room(model), memory(model, w_bits=()).at["all", "16 bit, GB"]
+    return (
+        f"{whole:.1f} GB of parameters in 16 bit, so a GPU with at least {needed['load']:.1f} GB free, which "
+        f"is what `load_pipeline` asks for before it loads a folder. `quantize` also holds a byte per weight "
+        "of the blocks until the last one is done, and the Hessians of one block, at most "
+        f"{1e-9 * hessian_bytes(model):.1f} GB: {needed['quantize']:.1f} GB. Activations come on top, most "
+        "of all for the Fisher information, which keeps those of a whole step."
+    )
 
 
 def branch_bits(model: str | Path, rank: int) -> float:

@@ -113,7 +113,7 @@ def _searched(
         found = lagrangian_search(pipe, bench.trace, bench.fisher, plan.budgets, progress=False, **given)
         yield None, [_path(path.policy.bits, path.average_bits, path.error) for path in found.front]
     else:
-        shares = LADDER if method == "ladder" else SHARES[3 if w_bits < 4 else 4]
+        shares = shares_of(method, w_bits)
         options = every_step(bench.trace, bench.fisher, shares, A_BITS)
         low, high = (
             np.mean([limit(bits.mean() for bits in option.values()) for option in options])
@@ -127,6 +127,11 @@ def _searched(
         for beam in plan.beams:
             paths = [path for budget in reached for path in fronts[beam, budget]]
             yield beam, [_path(path.policy.bits, path.average_bits, path.error) for path in paths]
+
+
+def shares_of(method: str, w_bits: int) -> dict[str, Sequence[float]]:
+    """The candidates of a beam search, as these methods of the benchmark have them."""
+    return LADDER if method == "ladder" else SHARES[3 if w_bits < 4 else 4]
 
 
 def _settings(found: dict[str, list], budgets: Sequence[float]) -> list[dict]:

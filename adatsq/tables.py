@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from adatsq.results import ORDER
+from adatsq.results import ORDER, POLICIES
 
 NO_SCORES = "No scores are stored for {}: `python -m adatsq.benchmark --model ...` measures them, on a GPU."
 # Rows of the paper, and ours that stand beside each: the first of these that is measured. QuaRot is a
@@ -78,6 +78,29 @@ class Scores:
         """Rows for `plots.differences`: this method minus each other, on the same pictures."""
         rows = self.paired[(self.paired.method == method) & (self.paired.metric == metric)]
         return rows.assign(row=rows.name + " minus " + rows.other)
+
+    def twins(self, method: str) -> list[str]:
+        """Rows of a method that drew the very pictures of another row, a line each, without a full stop."""
+        rows, lines = self.paired[(self.paired.method == method) & (self.paired.metric == "psnr")], []
+        for row in rows[(rows[["value", "ci_low", "ci_high"]] == 0).all(axis=1)].itertuples():
+            spent = self.value(row.name, "average_bits")
+            lines.append(
+                f"{row.name} is {row.other}: no picture differs. Its policy has {spent:.4g} bits on average"
+            )
+        return lines
+
+    def fewer_bits(self, method: str) -> list[str]:
+        """A line on the rows at fixed bits that have fewer activation bits than a method's budgets."""
+        rows = self.paired[(self.paired.method == method) & (self.paired.baseline != "fp")]
+        fixed, equal = rows[rows.baseline_a_bits < rows.a_bits], rows[rows.baseline.isin(POLICIES)]
+        if fixed.empty:
+            return []
+        budgets = " and ".join(f"{bits:g}" for bits in sorted(set(fixed.a_bits)))
+        return [
+            f"Of the rows that {method} at {budgets} bits is compared with, these have fewer activation "
+            f"bits: {', '.join(dict.fromkeys(fixed.other))}. These have the same budget: "
+            f"{', '.join(dict.fromkeys(equal.baseline)) or 'none'}"
+        ]
 
     def beside(self, paper: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         """Our totals next to the paper's of the same model, and in which comparisons the two agree.

@@ -1,4 +1,4 @@
-"""The built site as one PDF: python book/to_pdf.py _build/site _build/book.pdf
+"""The built site as one PDF: python book/to_pdf.py _build/site _build/site/book.pdf
 
 Each page of the table of contents is printed by headless Chromium, in light colours and without what only a
 reader at a screen can use; the prints are joined, with an outline. Needs Chromium on PATH, and of Python's
@@ -68,8 +68,7 @@ def printed(site: Path, pages: list[str]) -> dict[str, bytes]:
             file = (site / f"{page}.html").resolve()
             if not file.exists():
                 raise FileNotFoundError(f"no {file.name} in {site}: build the site first (make book)")
-            tab.goto(file.as_uri(), wait_until="load")
-            tab.wait_for_load_state("networkidle")
+            tab.goto(file.as_uri(), wait_until="networkidle")
             tab.wait_for_function(DRAWN)
             tab.evaluate("() => document.fonts.ready.then(() => true)")
             tab.add_style_tag(content=STYLE)

@@ -44,14 +44,16 @@ def made_up(name="made-up", seed=0, errors=True):
                     "bits": ["".join(map(str, row)) for row in bits],
                     "psnr": rng.uniform(20, 40, 2).round(2).tolist(),
                     "mean_psnr": 30.0,
-                    "images": [picture(rng.integers(0, 200, 3)) for _ in range(2)],
+                    "images": [picture(rng.integers(150, 200, 3)) for _ in range(2)],
                     "score": {"value": 0.9, "ci_low": 0.875, "ci_high": 0.925, "n": 12},
                 }
             )
-        made = sorted(made, key=lambda policy: policy["average_bits"])
-        points, stored = [[p["average_bits"], p["error"]] for p in made], policies[w_bits, tau]
-        stored += made
-        places = range(len(stored) - 3, len(stored))
+        stored, places = policies[w_bits, tau], []
+        for policy in sorted(made, key=lambda policy: policy["average_bits"]):
+            bits = [other["bits"] for other in stored]
+            places.append(bits.index(policy["bits"]) if policy["bits"] in bits else len(bits))
+            stored += [policy] * (places[-1] == len(bits))
+        points = [[stored[i]["average_bits"], stored[i]["error"]] for i in places]
         choices = [{"budget": b, "policy": i} for b, i in zip((3.0, 4.0, 5.0), places)]
         return {
             "method": method,
@@ -82,8 +84,8 @@ def made_up(name="made-up", seed=0, errors=True):
         "frames": 1,
         "fisher": rng.uniform(1, 9, (4, 3)).round(2).tolist(),
         "prompts": [
-            {"text": text, "seed": 0, "image": picture([200, 200, 200])}
-            for text in ("a star</script><b>", "a ring")
+            {"text": text, "seed": 0, "image": picture(3 * [grey])}
+            for text, grey in (("a star</script><b>", 200 + seed), ("a ring", 210 + seed))
         ],
         "drawn": 12,
         "score": {"value": 0.95, "ci_low": 0.9, "ci_high": 1.0, "n": 12},

@@ -129,6 +129,15 @@ def test_full_precision_alone_has_no_pairs(run_all, tmp_path):
     assert pd.read_csv(tmp_path / "tiny-paired.csv").empty
 
 
+def test_results_at_another_number_of_steps_are_refused_before_any_work(run_all, tmp_path, monkeypatch):
+    options = ["schnell", "--limit", "1", "--pictures", "1", "--methods", "fp"]
+    run_all(*options, out=tmp_path)
+    run_all(*options, "--steps", "2", out=tmp_path)  # as they are
+    monkeypatch.setattr(benchmark.adatsq, "record", None)
+    with pytest.raises(ValueError, match="at 2 steps, not of Flux.* at 3: delete them"):
+        run_all(*options, "--steps", "3", out=tmp_path)
+
+
 def test_results_of_another_training_are_refused(run_all, pictures, tmp_path):
     (tmp_path / "tiny-fisher.json").write_bytes((pictures / "tiny-fisher.json").read_bytes())
     with pytest.raises(ValueError, match="are results of Flux.* delete them"):

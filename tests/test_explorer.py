@@ -76,11 +76,15 @@ def test_a_live_run_is_asked_for_and_failures_are_told():
         return answer
 
     explorer = BitBudgetExplorer([made_up(), made_up("another")], live, model=1, setting=2)
-    explorer.request = {"number": 1, "text": "two hearts"}
+    explorer.request = {"number": 1, "text": "two hearts", "bits": explorer.choice["bits"]}
     assert asked == [("another", 3, "two hearts")]
     assert explorer.live == answer and explorer.status == "done"
     explorer.request = {"number": 2, "text": "fail"}
     assert explorer.status == "ValueError: no such model"
+    assert explorer.painted == []
+    answer["bits"] = ["384"] * 4
+    explorer.request = {"number": 3, "text": "two hearts", "budget": 5.0, "beam": 4}
+    assert explorer.painted == ["384"] * 4 and explorer.policy.average == 5
     assert explorer.can_run and not BitBudgetExplorer(made_up()).can_run
 
 
@@ -182,3 +186,12 @@ def test_a_live_model_runs_the_policy_it_is_asked_for(tiny_folder):
     better = live(data, setting, {**request, "bits": ["8" * len(data["layers"])] * 2})
     assert better["error"] < stored["error"]
     assert better["full"] == stored["full"] == data["prompts"][0]["image"]
+
+    search = {"text": prompts[0].text, "seed": prompts[0].seed, "budget": 3.6, "beam": 2}
+    for method in ("ladder", "lagrangian"):
+        found = live(data, {**setting, "method": method}, search)
+        assert 3.0 < policy_of(data, found["bits"]).average <= 3.6
+        assert better["error"] < found["error"] < stored["error"]
+        assert found["error"] == live(data, setting, {**request, "bits": found["bits"]})["error"]
+    with pytest.raises(ValueError, match="fixed bits are not searched"):
+        live(data, {**setting, "method": "uniform"}, search)

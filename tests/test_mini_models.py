@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pandas as pd
 import pytest
@@ -36,6 +37,17 @@ def test_it_is_small_and_has_the_real_classes(name):
     assert not [f for f in configs if "_name_or_path" in f.read_text()], "says where it was trained"
     sizes = [f.stat().st_size for f in (MODELS / name).rglob("*") if f.is_file()]
     assert sum(sizes) <= 25e6 and max(sizes) <= 16e6
+
+
+@each
+def test_diffusers_alone_loads_and_calls_it(name):
+    """With nothing said of dtypes: all of it comes in float32, as diffusers' own models do, and fits."""
+    pipe = getattr(diffusers, PIPELINES[name][0]).from_pretrained(MODELS / name)
+    modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    assert {p.dtype for module in modules for p in module.parameters()} == {torch.float32}
+    call = {**json.loads((MODELS / name / "sampling.json").read_text()), "num_inference_steps": 1}
+    found = pipe("a red circle left of a blue square", output_type="np", **call)[0]
+    assert found.shape[-3:] == (call["height"], call["width"], 3) and np.isfinite(found).all()
 
 
 def test_each_samples_as_the_model_that_it_stands_for():

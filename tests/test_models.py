@@ -1,10 +1,14 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from adatsq import models
+
+MINI = Path(__file__).resolve().parents[1] / "data" / "models" / "flux-schnell-mini"
 
 
 def test_quantizable_lists_block_linears_with_their_roles(tiny_pipe):
@@ -40,6 +44,16 @@ def test_blocks_are_in_the_order_the_model_runs_them(tiny_pipe, tiny_images):
 def test_transformer_without_blocks_is_refused():
     with pytest.raises(ValueError, match="Sequential has no nn.ModuleList of blocks"):
         models.quantizable(nn.Sequential(nn.Linear(4, 4)))
+
+
+def test_blocks_of_which_only_a_part_is_found_are_refused():
+    config = FluxTransformer2DModel.load_config(MINI / "transformer")
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel.from_config(config)
+    assert models.block_names(transformer)
+    transformer.transformer_blocks = nn.Sequential(*transformer.transformer_blocks)
+    with pytest.raises(ValueError, match=r"attention in transformer_blocks \(nn.Sequential\), and .* 16 bit"):
+        models.quantizable(transformer)
 
 
 def test_blocks_without_a_linear_are_refused():

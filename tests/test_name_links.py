@@ -1,15 +1,19 @@
 """Which pieces of code on a page are names of the package, and where the API page has them."""
 
-import importlib.util
+import html
 import pathlib
+import re
+import sys
 
 import pytest
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
 
 pytest.importorskip("sphinx", reason="the book's packages are not installed")
-FILE = pathlib.Path(__file__).resolve().parents[1] / "book" / "ext" / "name_links.py"
-SPEC = importlib.util.spec_from_file_location("name_links", FILE)
-name_links = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(name_links)
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "book" / "ext"))
+import code_links
+import name_links
 
 
 @pytest.mark.parametrize(
@@ -36,3 +40,56 @@ def test_other_code_is_left_alone(text):
 def test_a_name_that_is_gone_is_found_out():
     with pytest.raises(LookupError):
         name_links.entry(name_links.meant("adatsq.quantise"))
+
+
+def shown(*cells: str) -> str:
+    """Cells of a page as the highlighter writes them."""
+    blocks = [highlight(code, PythonLexer(), HtmlFormatter()) for code in cells]
+    return "".join(f'<div class="highlight-ipython3 notranslate">{block}</div>' for block in blocks)
+
+
+def links(page: str) -> dict[str, str]:
+    """{code that is linked: where to}"""
+    address = {
+        "record": "r",
+        "plots": "p",
+        "plots.heatmap": "h",
+        "trace.velocity": "v",
+        "": "a",
+        "fisher": "f",
+    }
+    found = re.findall(r'<a class="code-link" href="(\w+)">(.*?)</a>', code_links.link(page, address.get))
+    return {html.unescape(re.sub("<[^>]+>", "", inside)): url for url, inside in found}
+
+
+def test_names_in_code_lead_there_too():
+    page = shown(
+        "import adatsq\nfrom adatsq import plots\nfrom adatsq.trace import velocity as v",
+        "t = adatsq.record(pipe)\nplots.heatmap(v(t), record=1)",
+    )
+    assert links(page) == {
+        "adatsq": "a",
+        "plots": "p",
+        "adatsq.record": "r",
+        "plots.heatmap": "h",
+        "v": "v",
+    }
+
+
+def test_names_in_code_that_are_something_else_are_left_alone():
+    page = shown(
+        "from adatsq import fisher", "fisher = adatsq.record()\nmine.adatsq.record(adatsq=1)\nfisher.x"
+    )
+    assert set(links(page)) == {"adatsq", "adatsq.record"}
+    assert links(shown("record(plots)")) == {}
+    assert links("<p>adatsq.record</p>") == {}
+
+
+def test_links_change_no_letter_of_the_code():
+    page = shown("import adatsq\n\nif 1 < 2:\n    adatsq.record('&')  # adatsq.record")
+    linked = code_links.link(page, lambda path: "x")
+    assert linked != page and code_links.TAG.sub("", linked) == code_links.TAG.sub("", page)
+
+
+def test_what_hangs_on_a_constant_leads_to_its_module():
+    assert name_links.documented("plots.METHOD_COLORS.get", {"adatsq.plots": 1}) == "adatsq.plots"

@@ -16,6 +16,8 @@ from accelerate import dispatch_model
 from PIL import Image
 
 import adatsq
+from adatsq.colors import METHOD_COLORS
+from adatsq.world import aims
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
@@ -103,13 +105,16 @@ def test_every_reference_has_a_link():
             assert re.search(r"(doi|url) = \{\S+\}", entry), entry
 
 
+LOOKED_UP = {"api", "glossary", "references"}  # nothing there to try or to sum up
+
+
 @pytest.mark.parametrize("page", sorted(BOOK.glob("*.md")), ids=lambda p: p.stem)
-def test_every_page_opens_with_its_reading_time_and_ends_with_the_next_step(page):
+def test_every_page_opens_with_what_is_there_and_ends_with_the_next_step(page):
     text = page.read_text(encoding="utf-8")
     assert "**Next:**" in text and "**Reading time:**" in text
-
-
-LOOKED_UP = {"api", "glossary", "references"}  # nothing there to try
+    assert ("You will find" if page.stem in LOOKED_UP else "{admonition} You will learn") in text
+    last = re.findall(r"(?m)^## .+", text)[-1:]
+    assert page.stem in LOOKED_UP or last == ["## What was said, and what next"]
 
 
 @pytest.mark.parametrize("page", sorted(BOOK.glob("*.md")), ids=lambda p: p.stem)
@@ -122,10 +127,18 @@ TRY = r"(?m)^```\{admonition\} (Try it|Answer).*\n:class: dropdown$"
 EQUATION = re.compile(r"\$\$.+?\$\$", re.DOTALL)
 
 
-@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
-def test_every_notebook_opens_with_what_it_shows_and_ends_with_what_was_shown(notebook):
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def prose(notebook: pathlib.Path) -> list[str]:
+    """Its cells of text."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_notebook_opens_with_what_it_shows_and_ends_with_what_was_shown(notebook):
+    texts = prose(notebook)
     first, last = texts[0], texts[-1]
     assert "{admonition} You will see" in first and "**Time:**" in first and "**Before:**" in first
     assert re.search(r"(?m)^## (What was m|M)easured, and (what )?not$", last)
@@ -133,16 +146,27 @@ def test_every_notebook_opens_with_what_it_shows_and_ends_with_what_was_shown(no
     assert re.search(TRY, "\n".join(texts)), "one thing to try, its answer folded"
 
 
-@pytest.mark.parametrize(
-    "page", [BOOK / "method.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))], ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("notebook", [n for n in NOTEBOOKS if n.stem != "04_explorer"], ids=lambda p: p.stem)
+def test_every_notebook_opens_with_the_way_to_its_symbols_and_words(notebook):
+    first = prose(notebook)[0]
+    assert "{ref}`symbols <notation>`" in first and "{ref}`words <glossary>`" in first
+
+
+@pytest.mark.parametrize("page", [*sorted(BOOK.glob("*.md")), *NOTEBOOKS], ids=lambda p: p.stem)
+def test_functions_are_named_with_their_module_which_makes_them_links(page):
+    """`adatsq.record` or `trace.record`, and not `record`, which could be anything; methods are rows too."""
+    text = page.read_text("utf-8") if page.suffix == ".md" else "\n".join(prose(page))
+    bare = set(re.findall(r"(?<![}`])`([a-z]\w+)`", text)) - set(METHOD_COLORS)
+    assert not bare & set(adatsq.__all__), "write adatsq. before it"
+    for file in (ROOT / "adatsq").glob("*.py"):
+        made = set(re.findall(r"(?m)^def ([a-z]+_\w+)", file.read_text(encoding="utf-8")))
+        assert not bare & made, f"write {file.stem}. before it"
+
+
+@pytest.mark.parametrize("page", [BOOK / "method.md", *NOTEBOOKS], ids=lambda p: p.stem)
 def test_every_equation_says_which_line_of_code_does_it(page):
     """In its paragraph or a later one of its cell, before the next heading."""
-    text = page.read_text(encoding="utf-8")
-    if page.suffix == ".ipynb":
-        texts = ["".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown"]
-    else:
-        texts = [text]
+    texts = prose(page) if page.suffix == ".ipynb" else [page.read_text(encoding="utf-8")]
     for part in (part for cell in texts for part in re.split(r"(?m)^#+ ", cell)):
         if equations := list(EQUATION.finditer(part)):
             assert "{line}`" in part[equations[-1].end() :], equations[-1][0]
@@ -171,7 +195,7 @@ def test_the_card_is_a_picture_of_stored_results():
     data = card.load_data(card.RESULTS / card.STORED)
     with Image.open(io.BytesIO(card.draw(data))) as picture:
         assert picture.size == card.SIZE
-    other = {**data, "settings": data["settings"][:1]}
+    other = {**data, "settings": data["settings"][:1], "prompts": data["prompts"][:1]}  # fewer pictures
     assert card.draw(other) != card.draw(data)
 
 
@@ -196,6 +220,26 @@ def test_pictures_get_lighter_and_keep_every_pixel(tmp_path):
     assert made.name == "a.webp" and made.stat().st_size < before
     assert page.read_text(encoding="utf-8").count("../_images/a.webp") == 2
     assert 'alt="a.png"' in page.read_text(encoding="utf-8"), "words are left alone"
+
+
+def test_every_page_has_its_places_to_fill_in():
+    for page, texts in module_of_the_book("ext/from_data").TEXTS.items():
+        text = (BOOK.parent / f"{page}.md").read_text(encoding="utf-8")
+        assert all(text.count(word) == 1 for word in texts), page
+
+
+def test_what_the_mini_models_aimed_at_is_told():
+    said = module_of_the_book("ext/from_data").aims()
+    for name in ("flux-schnell-mini", "z-image-mini"):
+        assert f"- **{name}.** {aims.aim(name, BOOK.parent / 'data' / 'results')}" in said
+
+
+def test_the_pdf_is_linked_where_it_is_made(monkeypatch):
+    from_data = module_of_the_book("ext/from_data")
+    monkeypatch.setenv("BOOK_PDF", "book.pdf")
+    assert 'href="../book.pdf"' in from_data.pdf()
+    monkeypatch.setenv("BOOK_PDF", "")
+    assert from_data.pdf() == ""
 
 
 def test_pdf_has_every_page_in_order_and_says_what_is_missing(monkeypatch, tmp_path):

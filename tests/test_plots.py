@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 import math
+import pathlib
 import re
 
 import matplotlib
@@ -17,7 +18,7 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
-from adatsq import growth, plots, plots_frontier, plots_tables, reweighting
+from adatsq import growth, plots, plots_frontier, plots_speed, plots_tables, reweighting
 from adatsq.policy import LayerShape, Policy
 from adatsq.results import ORDER
 from adatsq.search import FrontPath, SearchResult
@@ -71,6 +72,14 @@ def close_figures():
     plt.close("all")
 
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def written(files: str) -> set[str]:
+    """The colours that stand in files as such."""
+    return set(re.findall(r"#[0-9A-Fa-f]{6}\b", "".join(f.read_text("utf-8") for f in ROOT.glob(files))))
+
+
 # Colours that appear together in a figure.
 PALETTES = {
     "methods": plots.METHOD_COLORS,
@@ -78,6 +87,11 @@ PALETTES = {
     "beams": dict(enumerate(color for color, _ in plots_frontier.BEAMS)),
     "a search's extensions": {reason: color for reason, (color, _) in growth.LOOKS.items()},
     "two calibrations": {"uniform": reweighting.UNIFORM, "weighted": reweighting.WEIGHTED},
+    "what is no method": {color: color for color in (*plots.SERIES, plots.GREY, plots.PALE)},
+    "kinds of work": plots_speed.WORK_COLORS,
+    "eager and compiled": plots_speed.MODES,
+    "roofs": plots_speed.ROOFS,
+    "explorer": {color: color for color in written("adatsq/explorer*.js")},
 }
 
 
@@ -89,6 +103,12 @@ def test_colours_are_apart(palette, eyes):
     for a, b in itertools.combinations(colors, 2):
         distance = np.linalg.norm(lab(colors[a], eyes) - lab(colors[b], eyes))
         assert distance > 12, f"{a} and {b} are {distance:.1f} apart to eyes with {eyes}"
+
+
+def test_no_notebook_has_colours_of_its_own():
+    """Those that it writes are in the tables above, so they are apart too."""
+    known = {*plots.METHOD_COLORS.values(), *plots.SERIES, plots.GREY, plots.PALE, plots.INK}
+    assert written("notebooks/*.ipynb") <= known
 
 
 def test_every_method_of_the_benchmark_has_a_colour():

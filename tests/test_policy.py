@@ -84,11 +84,9 @@ def test_json_round_trip(random_policy, tmp_path):
     path = random_policy.save(tmp_path / "new" / "policy.json")
     loaded = po.Policy.load(path)
     assert (loaded.bits == random_policy.bits).all() and loaded.bits.dtype == np.int64
-    assert (loaded.timesteps, loaded.layers, loaded.model) == (
-        random_policy.timesteps,
-        random_policy.layers,
-        random_policy.model,
-    )
+    for name in ("timesteps", "layers", "model", "branches", "latents"):
+        assert getattr(loaded, name) == getattr(random_policy, name)
+    assert loaded.latents == (16, 16)  # 4 x 4 tokens of 2 x 2 x 4 values
     assert [file.name for file in path.parent.iterdir()] == ["policy.json"]  # no temporary file stays
 
 
@@ -238,6 +236,23 @@ def test_other_timesteps_are_refused(tiny_pipe, trace, random_policy):
         pipe(PROMPTS, sigmas=[1.0, 0.25, 0.2, 0.1], **trace.settings)
     with pytest.raises(ValueError, match="is at timestep .* where 1 was due"):
         pipe(PROMPTS, sigmas=[0.75, 0.5, 0.25, 0.1], **trace.settings)
+
+
+@pytest.mark.parametrize("off, refused", [(0.005, False), (0.03, True)])
+def test_as_many_steps_at_other_timesteps_are_refused(tiny_pipe, trace, random_policy, off, refused):
+    """Each of them is nearest to its own step's place."""
+    pipe = with_bits(tiny_pipe)
+    po.apply(pipe, random_policy)
+    with torch.no_grad():
+        pipe.transformer(**trace.call(0))
+        call = trace.call(1)
+        call["timestep"] = call["timestep"] - off
+        if refused:
+            with pytest.raises(ValueError, match="is at timestep .* was due"):
+                pipe.transformer(**call)
+        else:
+            pipe.transformer(**call)
+            assert (seen(pipe, random_policy.layers)[-1] == random_policy.bits[1]).all()
 
 
 def test_another_model_is_refused(trace, random_policy):

@@ -98,6 +98,15 @@ def test_fresh_weights_are_new_repeatable_and_leave_the_random_state(family_pipe
     assert all(n.endswith("pad_token") for n in same)  # zero before training
 
 
+def test_every_run_has_the_settings_that_are_given(tiny_pipe, monkeypatch):
+    seen, own = [], trace.record
+    monkeypatch.setattr(profiles, "record", lambda *args, **call: seen.append(own(*args, **call)) or seen[-1])
+    options = {"steps": 2, "batch_size": 1, "guidance_scale": 1.5, "height": 16}
+    profiles.what_changes_it(tiny_pipe, PROMPTS, PROMPTS, PROMPTS, **options)
+    assert len(seen) == 5 and {run.settings["guidance_scale"] for run in seen} == {1.5}
+    assert {run.latents.shape[2:] for run in seen} == {seen[0].latents.shape[2:]}
+
+
 def test_each_experiment_changes_one_thing_and_gives_the_pipeline_back(tiny_pipe):
     parts = tiny_pipe.transformer, tiny_pipe.scheduler
     found = profiles.what_changes_it(tiny_pipe, PROMPTS[:1], ["a ring"], ["two rings"], steps=2)

@@ -32,6 +32,7 @@ DISTRIBUTION = {
     "sphinx": "jupyter-book",
     "fontTools": "matplotlib",
     "docutils": "jupyter-book",
+    "pygments": "jupyter-book",
     "tomli": "pytest",
     "traitlets": "ipywidgets",
     "optimum": "optimum-quanto",
@@ -105,7 +106,7 @@ def test_every_import_is_required(room):
         for p in (ROOT / room).rglob("*")
         if p.suffix in (".py", ".ipynb") and ".ipynb_checkpoints" not in p.parts
     ]
-    ours = {"adatsq", "conftest"} | {p.stem for p in (ROOT / "tests").glob("*.py")}
+    ours = {"adatsq"} | {p.stem for place in ("tests", "book/ext") for p in (ROOT / place).glob("*.py")}
     everything = {canonicalize_name(need.name) for need in requirements()}
     package = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
     for path in files:
@@ -160,6 +161,7 @@ def test_the_workflow_builds_what_the_makefile_makes_and_publishes_it():
     assert targets and all(re.search(rf"(?m)^{target}:", makefile) for target in targets)
     (site,) = re.findall(r"(?m)^SITE\s*:= (\S+)$", makefile)
     assert used["actions/upload-pages-artifact"]["path"] == site
+    assert "TORCH" in workflow["env"] and re.search(r"(?m)^TORCH +\?= torch$", makefile)
     book = next(step for step in steps if step.get("run") == "make book")
     asked = re.search(r"steps\.(\w+)\.outputs\.base_url", book["env"]["SITE_URL"])
     assert asked and [s["uses"] for s in steps if s.get("id") == asked[1]] == ["actions/configure-pages@v5"]

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import diffusers
@@ -112,6 +113,25 @@ def test_the_largest_size_is_taken_and_the_next_one_fails_without_the_check(fami
     beyond = {**call_settings(family_pipe, call), name: call[name] + (8 if name == "height" else 4)}
     with pytest.raises((IndexError, RuntimeError)):
         family_pipe(PROMPTS, **{**beyond, "num_inference_steps": 1})
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("family, size", [("zimage", {"height": 16}), ("wan", {"num_frames": 12})])
+def test_size_of_a_pipeline_called_by_hand_is_checked(family_pipe, size, known):
+    """Wan rounds its frames, and says so nowhere but in its log; a policy that knows no size takes any."""
+    trace = record(family_pipe, PROMPTS, num_inference_steps=2, progress=False)
+    assert {**trace.settings, **size} != trace.settings
+    recipes.quantize(family_pipe, w_bits=8, a_bits=8, solver="rtn")
+    policy = Policy.of(trace, 4)
+    apply(family_pipe, policy if known else replace(policy, latents=None))
+    if known:
+        with pytest.raises(
+            ValueError, match=r"for latents of shape \(.*\), the pipeline is at .*search a pol"
+        ):
+            family_pipe(list(PROMPTS), output_type="np", **{**trace.settings, **size})
+    else:
+        family_pipe(list(PROMPTS), output_type="np", **{**trace.settings, **size})
+    family_pipe(list(PROMPTS), output_type="np", **trace.settings)
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -10,9 +10,9 @@ from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from chromium import SITE, chosen, watched
 from fontTools.ttLib import TTFont
 
-SITE = pathlib.Path(__file__).resolve().parents[1] / "_build" / "site"
 PAGES = sorted(p for p in SITE.rglob("*.html") if "_static" not in p.parts)
 # Equations left as text (they are drawn some time after the page has loaded), or in error.
 LEFT = """[...document.querySelectorAll(".math")].filter(e => !e.querySelector(".katex"))"""
@@ -116,13 +116,16 @@ def test_page_has_a_social_card(page):
     assert place.is_file() and address.path.endswith("_static/social-card.png")
 
 
-# What sticks out of the text to the right, and can not be scrolled to in a box of its own.
-CUT_OFF = """() => { const edge = document.querySelector("article").getBoundingClientRect().right + 2;
+# What sticks out of the text to the right, and can not be scrolled to in a box of its own; or to the left,
+# where nothing can be scrolled to.
+CUT_OFF = """() => { const { left, right } = document.querySelector("article").getBoundingClientRect();
     const scrolls = e => e && e.tagName != "ARTICLE" &&
         (["auto", "scroll", "hidden"].includes(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
     return [...document.querySelectorAll("article *:not(.headerlink)")].filter(e => {
         const box = e.getBoundingClientRect();
-        return box.width && box.right > edge && !e.closest(".katex-mathml") && !scrolls(e.parentElement);
+        if (!box.width || e.closest(".katex-mathml")) return false;
+        const before = box.left < left - 2 && !e.closest("svg"), after = box.right > right + 2;
+        return before || (after && !scrolls(e.parentElement));
     }).map(e => e.outerHTML.slice(0, 120)); }"""
 
 
@@ -136,7 +139,7 @@ def test_page_fits_a_phone(page, tab):
     tab.goto(page.as_uri(), wait_until="load")
     tab.wait_for_function(f"!{LEFT}.length")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
-    assert not tab.evaluate(CUT_OFF), "cut off at the right"
+    assert not tab.evaluate(CUT_OFF), "cut off at a side"
 
 
 def test_icon_fonts_hold_every_letter_that_styles_ask_for():
@@ -159,11 +162,16 @@ def test_front_page_is_the_introduction(tab):
     tab.wait_for_url("**/book/intro.html")
 
 
+FAINT = pathlib.Path(__file__).with_name("faint.js").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if p != SITE / "index.html" and "_modules" not in p.parts], ids=page_name
 )
-def test_page_opens_without_complaint(page, tab):
+def test_page_opens_without_complaint(page, theme, tab):
     loaded = set()
+    tab.add_init_script(chosen(theme))
     tab.on("request", lambda request: loaded.add(urlsplit(request.url)))
     tab.goto(page.as_uri(), wait_until="networkidle")
     tab.wait_for_function(f"!{LEFT}.length")
@@ -172,3 +180,24 @@ def test_page_opens_without_complaint(page, tab):
     assert page in files and sum(f.stat().st_size for f in files) < HEAVY
     icons = tab.locator("svg.svg-inline--fa, i[class*='fa-']")
     assert icons.count() == tab.locator("svg.svg-inline--fa:has(path)").count(), "an icon is not drawn"
+    assert tab.evaluate("document.documentElement.dataset.theme") == theme
+    assert not tab.evaluate(FAINT), "words that are hard to read"
+
+
+def test_faint_words_are_found(tab):
+    """Through colours that let others shine through, and whatever way they are written."""
+    tab.set_content("""<article style="background: black"><p style="color: #666">grey on black</p>
+        <p style="background: rgb(255 255 255 / 90%); color: hsl(0 0% 50%)">grey on white</p>
+        <p style="color: white">white on black</p><p style="color: #111; visibility: hidden">unseen</p>""")
+    assert [said.split()[0] for said in tab.evaluate(FAINT).values()] == ["grey", "grey"]
+
+
+def test_explorer_in_a_subfolder_of_a_host(window, subfolder):
+    """Where it finds its data and pictures as on the disk, and asks nothing of other hosts."""
+    with watched(window, own=(subfolder,)) as tab:
+        tab.goto(f"{subfolder}/notebooks/04_explorer.html", wait_until="networkidle")
+        explorer = tab.locator(".adatsq-explorer")
+        picture = explorer.locator("canvas[data-picture=quantized]").element_handle()
+        before = picture.evaluate("e => e.toDataURL()")
+        explorer.locator("[name=budget]").press("ArrowRight")
+        tab.wait_for_function("([e, then]) => e.toDataURL() != then", arg=[picture, before])

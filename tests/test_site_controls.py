@@ -1,9 +1,5 @@
 """Every control of the built site, moved as a reader moves it: picture and numbers follow."""
 
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 from chromium import watched
 from explorer_controls import move_everything
@@ -15,6 +11,7 @@ CONTROLS = "button, input, select, textarea, details, video, audio, [role=slider
 KNOWN = {
     ".adatsq-explorer": "test_explorer",
     "figure.adatsq-scrub": "test_frames_under_a_slider",
+    "figure.adatsq-film": "test_film.py",
     ".dropdown, .toggle": "test_what_is_folded_opens",
     ".highlight": "the theme's button that copies code",
 }
@@ -115,28 +112,6 @@ def test_light_and_dark(tab):
         themes.add(tab.evaluate("document.documentElement.dataset.theme"))
         grounds.add(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert themes == {"light", "dark"} and len(grounds) == 2
-
-
-@pytest.fixture
-def subfolder(tmp_path):
-    """The address of the site in a subfolder of a server on this machine."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-        def do_GET(self):  # browsers ask every host for this one
-            if self.path != "/favicon.ico":
-                return super().do_GET()
-            self.send_response_only(204)
-            self.end_headers()
-
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "book").symlink_to(SITE, target_is_directory=True)
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/deep/book"
-        server.shutdown()
 
 
 @pytest.mark.parametrize("place", ["disk", "subfolder"])

@@ -3,7 +3,7 @@
 import pytest
 
 import adatsq
-from adatsq import sizes
+from adatsq import fits, sizes
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,19 @@ def test_hessians_of_the_largest_block():
     # Flux's double block: per stream q, k, v, out, modulation and one MLP layer of 3072 inputs, one of 12288
     expected = 4 * 2 * (6 * 3072**2 + (4 * 3072) ** 2)
     assert sizes.hessian_bytes("black-forest-labs/FLUX.1-schnell") == expected
+
+
+def test_room_is_what_loading_asks_for_and_what_quantizing_holds():
+    real = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    whole = 2e-9 * sizes.memory(real).parameters["all"]
+    needed = sizes.room(real)
+    assert needed["load"] == pytest.approx(fits.ROOM * whole)
+    # Wan's block: 8 linears of 1536 x 1536 (two attentions), 1536 -> 8960 -> 1536; one Hessian per linear
+    weights = 30 * (8 * 1536**2 + 2 * 1536 * 8960)
+    hessians = 4 * (9 * 1536**2 + 8960**2)
+    assert needed["quantize"] == pytest.approx(whole + 1e-9 * (weights + hessians))
+    said = sizes.room_needed(real)
+    assert f"{needed['load']:.1f} GB free" in said and f": {needed['quantize']:.1f} GB" in said
 
 
 def test_an_unknown_model_is_named():

@@ -56,6 +56,24 @@ def test_a_row_per_method_and_bits(tmp_path):
     assert scores.value("adatsq W3A3.6", "psnr") == 21.25
 
 
+def test_a_row_that_is_another_and_rows_with_fewer_bits_are_named(tmp_path):
+    file = written(tmp_path, (-0.1, -0.2, -0.05)) / "m-paired.csv"
+    paired = pd.read_csv(file)
+    assert tables.read(tmp_path, "m").twins("adatsq") == []
+    (line,) = tables.read(tmp_path, "m").fewer_bits("adatsq")
+    assert "adatsq at 3.6 bits" in line and line.endswith(
+        "hadamard+gptq A3. These have the same budget: none"
+    )
+    psnr = paired[1:].assign(metric="psnr", value=0.0, ci_low=0.0, ci_high=0.0)
+    same = paired[1:].assign(baseline="rtn+search", baseline_a_bits=3.6)
+    pd.concat([paired, psnr, same]).to_csv(file, index=False)
+    scores = tables.read(tmp_path, "m")
+    (line,) = scores.twins("adatsq")
+    assert line.startswith("adatsq W3A3.6 is hadamard+gptq A3: no picture differs")
+    assert scores.fewer_bits("adatsq")[0].endswith("These have the same budget: rtn+search")
+    assert scores.fewer_bits("hadamard+gptq") == scores.twins("hadamard+gptq") == []
+
+
 def test_sentences_follow_the_intervals(tmp_path):
     (line,) = tables.read(written(tmp_path, (-0.1, -0.2, -0.05)), "m").sentences("adatsq", {"total": "total"})
     assert "adatsq W3A3.6 reaches 87.5%" in line

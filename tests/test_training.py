@@ -60,6 +60,8 @@ def test_training_goes_through_all_stages_and_resumes(name, tmp_path, monkeypatc
     log = json.loads((work / "log.json").read_text())
     twice = "steps" if name == "flux-schnell-mini" else "base"
     assert log[f"{twice}_scenes"] == 16  # trained twice, on new scenes
+    configs = [json.loads(file.read_text()) for file in out.glob("text_encoder*/config.json")]
+    assert configs and {config["dtype"] for config in configs} == {"float32"}
     pipe = adatsq.load_pipeline(out, torch_dtype=torch.float32)
     pictures = generate(pipe, ["a red star"], [0], progress=False, num_inference_steps=2)
     assert pictures.shape == ((1, 17, 64, 64, 3) if name == "wan2.1-mini" else (1, 64, 64, 3))

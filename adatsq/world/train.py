@@ -162,7 +162,10 @@ def train(recipe, args, method, path: Path) -> None:
 
 
 def run_assemble(recipe, args) -> None:
-    """bf16, in files of at most 16 MB, with the settings to sample with beside it."""
+    """bf16, in files of at most 16 MB, with the settings to sample with beside it.
+
+    Its text encoders say float32: that is what diffusers loads all else in, unless it is told otherwise.
+    """
     stages = [s for s in recipe.STAGES if s in ("base", "distill", "steps")]
     name = {"base": "base", "distill": "distilled", "steps": "steps"}[stages[-1]]
     transformer = recipe.build_transformer()
@@ -171,6 +174,8 @@ def run_assemble(recipe, args) -> None:
     pipe.to(dtype=torch.bfloat16).save_pretrained(args.out, max_shard_size="15MB")
     for file in args.out.glob("*/config.json"):  # not where a part was while it was trained
         config = {k: v for k, v in json.loads(file.read_text()).items() if k != "_name_or_path"}
+        if "dtype" in config:
+            config["dtype"] = "float32"
         file.write_text(json.dumps(config, indent=2) + "\n")
     (args.out / "sampling.json").write_text(json.dumps(recipe.SAMPLING, indent=2) + "\n")
 

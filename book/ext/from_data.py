@@ -1,10 +1,12 @@
 """Sphinx: tables and sentences that are computed when the book is built, so that they cannot go stale."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import adatsq
 from adatsq import evidence, tables
+from adatsq.world.aims import AT_LEAST, BELOW_AT_MOST, aim
 
 DATA = Path(adatsq.__file__).resolve().parents[1] / "data"
 
@@ -48,6 +50,12 @@ def measured() -> str:
     return evidence.markdown(table.assign(command="`" + table["command"] + "`"))
 
 
+def aims() -> str:
+    """What the mini models were trained to reach and whether they do, in a list."""
+    said = {name: aim(name, DATA / "results") for name in (*BELOW_AT_MOST, *AT_LEAST)}
+    return "\n".join(f"- **{name}.** {text}" for name, text in said.items() if text)
+
+
 def memory() -> str:
     """A column per model, which fits a page's width."""
     table = evidence.memories().set_index("model").T.rename(columns=lambda name: name.split("/")[-1])
@@ -65,15 +73,21 @@ def scores() -> str:
     return evidence.markdown(table.rename_axis("").reset_index())
 
 
+def pdf() -> str:
+    """A link to the book as a PDF, if `make book` prints one: where Chromium is."""
+    name = os.environ.get("BOOK_PDF")
+    return f'The whole book is also one file, <a href="../{name}">{name}</a>.' if name else ""
+
+
 # {page: {word in its text: what stands there in the book}}
 TEXTS = {
-    "book/intro": {"SCORES_TABLE": scores},
+    "book/intro": {"SCORES_TABLE": scores, "PDF_LINK": pdf},
     "book/your_model": {
         "MEMORY_TABLE": memory,
         "TIME_TABLE": lambda: evidence.markdown(evidence.seconds(DATA / "results")),
         "FULL_SIZE_TIMES": full_size_times,
     },
-    "book/measured": {"RESULTS_TABLE": measured, "FULL_SIZE": full_size},
+    "book/measured": {"RESULTS_TABLE": measured, "AIMS": aims, "FULL_SIZE": full_size},
 }
 
 

@@ -46,10 +46,22 @@ def entry(path: str) -> str:
     found = find(path)
     if inspect.ismodule(found):
         return found.__name__
-    if inspect.isroutine(found) or inspect.isclass(found):
+    ours = str(getattr(found, "__module__", "")).startswith("adatsq")  # not a dict's own methods
+    if ours and (inspect.isroutine(found) or inspect.isclass(found)):
         return f"{found.__module__}.{found.__qualname__}"
     owner, _, last = path.rpartition(".")
     return f"{entry(owner)}.{last}" if owner else f"adatsq.{last}"
+
+
+def documented(path: str, objects: dict) -> str | None:
+    """The entry of this name among the API's objects, or of what it is a part of; None if there is neither.
+
+    LookupError if the package has no such name.
+    """
+    target = entry(path)
+    while target not in objects and "." in target:  # a field is described in its class's text
+        target = target.rpartition(".")[0]
+    return target if target in objects else None
 
 
 def meant(text: str) -> str | None:
@@ -79,14 +91,12 @@ class NameLinks(SphinxPostTransform):
             if path is None:
                 continue
             try:
-                target = entry(path)
+                target = documented(path, domain.objects)
             except LookupError:
                 if text.startswith(("adatsq.", "adatsq/")) and not re.fullmatch(r"adatsq\.(json|\*)", text):
                     log.warning("no %s in the package", text, location=node, type="adatsq")
                 continue
-            while target not in domain.objects and "." in target:  # a field is described in its class's text
-                target = target.rpartition(".")[0]
-            if target in domain.objects:
+            if target:
                 place = domain.objects[target]
                 link = make_refnode(
                     self.app.builder, self.env.docname, place.docname, place.node_id, node.deepcopy(), target
