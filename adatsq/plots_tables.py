@@ -119,7 +119,8 @@ def panels(
     if by != "method":
         kinds = list(dict.fromkeys(value for table in tables.values() for value in table[by]))
         handles = [plt.Line2D([], [], marker="o", linewidth=0, color=POLICY_COLORS[kind]) for kind in kinds]
-        figure.legend(handles, kinds, loc="outside upper right", ncols=len(kinds))
+        close = {"ncols": len(kinds), "columnspacing": 0.8, "handletextpad": 0.1}
+        figure.legend(handles, kinds, loc="outside upper right", **close)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     figure.supxlabel(xlabel, fontsize=9)
     return figure
