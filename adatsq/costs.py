@@ -18,6 +18,7 @@ from diffusers import DiffusionPipeline
 import adatsq
 from adatsq.benchmark import BUDGETS, WEIGHTS, attempt, command, on_weights, quantized
 from adatsq.files import write_text
+from adatsq.measurements import stored
 from adatsq.results import ORDER, tidy_tables
 from adatsq.rows import SEARCHED, Setting, device_name, searched, timed
 
@@ -67,24 +68,22 @@ def run(setting: Setting, pipe: DiffusionPipeline, calibration: list[str], seed:
 
 def lacking(setting: Setting, method: str, w_bits: int) -> list[tuple[str, float]]:
     """(method, activation bits) of the stored rows on these weights that lack a cost."""
-    file = setting.path("-facts.csv")
-    facts = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["method", "w_bits", "a_bits"])
-    found = []
-    for name, a_bits in on_weights(method, w_bits):
-        rows = facts[(facts.method == name) & (facts.w_bits == w_bits) & (facts.a_bits == a_bits)]
-        lacks = rows.reindex(columns=costs(setting.device, name)).isna().any(axis=None)
-        if name in setting.methods and lacks:
-            found.append((name, a_bits))
-    return found
+    facts = stored(setting.path("-facts.csv"))
+    rows = [(name, a_bits) for name, a_bits in on_weights(method, w_bits) if name in setting.methods]
+    memory = "peak" if torch.device(setting.device).type == "cuda" else "process"
+    return [(name, a_bits) for name, a_bits in rows if lacks(facts, name, w_bits, a_bits, memory)]
 
 
-def costs(device: str, method: str) -> list[str]:
-    """Facts that a row has once its costs are measured."""
-    memory = "peak" if torch.device(device).type == "cuda" else "process"
-    found = ["record_s", "quantize_s", "calibration_calls", f"quantize_{memory}_bytes", "disk_bytes"]
+def lacks(facts: pd.DataFrame, method: str, w_bits: int, a_bits: float, memory: str = "") -> bool:
+    """Whether a row of NAME-facts.csv is there and lacks a cost. memory: the kind that is wanted, if any."""
+    if facts.empty:
+        return False
+    row = facts[(facts.method == method) & (facts.w_bits == w_bits) & (facts.a_bits == a_bits)]
+    wanted = ["record_s", "quantize_s", "calibration_calls", "disk_bytes"]
+    wanted += [f"quantize_{memory}_bytes"] * bool(memory)
     if method in SEARCHED:
-        found += ["search_s", "judge_s", "search_calls", f"search_{memory}_bytes"]
-    return found
+        wanted += ["search_s", "judge_s", "search_calls", *[f"search_{memory}_bytes"] * bool(memory)]
+    return bool(row.reindex(columns=wanted).isna().any(axis=None))
 
 
 def write(setting: Setting, method: str, w_bits: int, a_bits: float, facts: dict) -> None:

@@ -11,7 +11,7 @@ const CSS = `
 .adatsq-explorer input[type=range] { flex: 1; min-width: 80px; accent-color: #D55E00; }
 .adatsq-explorer output, .adatsq-explorer .facts b { font-variant-numeric: tabular-nums; }
 .adatsq-explorer label output { min-width: 4em; }
-.adatsq-explorer select, .adatsq-explorer input[type=text] { flex: 1; min-width: 0; font: inherit; color: inherit;
+.adatsq-explorer select, .adatsq-explorer input:is([type=text], [type=number]) { flex: 1; min-width: 0; font: inherit; color: inherit;
   background: transparent; border: 1px solid #8888; border-radius: 4px; padding: 2px 4px; }
 .adatsq-explorer option { color: black; background: white; }
 .adatsq-explorer button { font: inherit; color: inherit; background: #8882; border: 1px solid #8888; border-radius: 4px; padding: 2px 10px; }
@@ -68,6 +68,10 @@ const FRAME = `
   <label><span>another prompt</span><input type="text" name="text"></label><button>run live</button>
   <output aria-live="polite"></output>
 </form>
+<form class="search" hidden>
+  <label><span>another budget</span><input type="number" name="wanted" min="3" max="8" step="0.01" required></label>
+  <label><span>beam width</span><input type="number" name="width" min="1" max="64" step="1" value="4" required></label><button>search live</button>
+</form>
 <figure data-figure="policy"></figure>
 <p class="note" aria-live="polite" data-value="note"></p>
 <div class="actions"><button type="button" data-do="download">download this policy</button>
@@ -83,6 +87,7 @@ const KEYS = {
   beam: (beam) => (beam === null ? "no beam" : String(beam)),
 };
 
+const interval = ({ value, ci_low, ci_high }) => `${value.toFixed(3)} [${ci_low.toFixed(3)}, ${ci_high.toFixed(3)}]`;
 const clamp = (i, list) => Math.min(Math.max(i, 0), list.length - 1);
 
 function render({ model, el }) {
@@ -95,13 +100,14 @@ function render({ model, el }) {
   const find = (selector) => el.querySelector(selector), control = (name) => find(`[name=${name}]`);
   const say = (name, text) => { find(`[data-value=${name}]`).textContent = text; };
   const models = model.get("data");
-  let drawn = 0, pictures = null, draft = null; // draft: a painting under way, not yet told to the kernel
+  let drawn = 0, asked = 0, pictures = null, trouble = "", draft = null; // a painting under way, not yet told to the kernel
   models.forEach((data, i) => control("model").add(new Option(data.name, i)));
 
   function state() {
-    const data = models[clamp(model.get("model"), models)], setting = data.settings[clamp(model.get("setting"), data.settings)];
-    const index = clamp(model.get("budget"), setting.choices), choice = setting.choices[index];
-    const weights = data.weights.find((w) => w.w_bits === setting.w_bits && w.tau === setting.tau);
+    const data = models[clamp(model.get("model"), models)], stored = data.settings[clamp(model.get("setting"), data.settings)];
+    const weights = data.weights.find((w) => w.w_bits === stored.w_bits && w.tau === stored.tau);
+    const choices = stored.choices.map(({ budget, policy }) => ({ budget, ...weights.policies[policy] }));
+    const setting = { ...stored, choices }, index = clamp(model.get("budget"), choices), choice = choices[index];
     const p = clamp(model.get("prompt"), data.prompts), painted = draft || (model.get("painted").length ? model.get("painted") : null);
     return { data, setting, index, choice, weights, p, painted, bits: painted || choice.bits, live: model.get("live") };
   }
@@ -114,7 +120,7 @@ function render({ model, el }) {
 
   // Another stored point: a painting is left behind, the prompt stays.
   function go(values) {
-    draft = null;
+    [draft, trouble] = [null, ""];
     change({ live: null, painted: [], ...values });
   }
 
@@ -133,13 +139,18 @@ function render({ model, el }) {
     return [...new Set(same.map((s) => s[keys[i]]))];
   }
 
-  function choose(i, value) {
-    const { data, setting, choice } = state(), keys = Object.keys(KEYS);
+  // The setting most like the present one, and its budget nearest to the present one, among some of data's settings.
+  function nearest(data, some) {
+    const { setting, choice } = state(), keys = Object.keys(KEYS);
     const like = (s) => keys.reduce((sum, key, k) => sum + (s[key] === setting[key] ? 2 ** (keys.length - k) : 0), 0);
-    const fit = data.settings.filter((s) => s[keys[i]] === value && keys.slice(0, i).every((key) => s[key] === setting[key]));
-    const best = fit.reduce((a, b) => (like(b) > like(a) ? b : a));
+    const best = some.reduce((a, b) => (like(b) > like(a) ? b : a));
     const away = best.choices.map((c) => Math.abs(c.budget - choice.budget));
-    go({ setting: data.settings.indexOf(best), budget: away.indexOf(Math.min(...away)) });
+    return { setting: data.settings.indexOf(best), budget: away.indexOf(Math.min(...away)) };
+  }
+
+  function choose(i, value) {
+    const { data, setting } = state(), keys = Object.keys(KEYS), before = keys.slice(0, i);
+    go(nearest(data, data.settings.filter((s) => s[keys[i]] === value && before.every((key) => s[key] === setting[key]))));
   }
 
   function facts({ data, choice, weights, p, painted, bits, live }) {
@@ -151,8 +162,8 @@ function render({ model, el }) {
     const bytes = weights.transformer_bytes, full = (bytes * 16) / weights.effective_bits;
     say("memory", `${(bytes / 1e6).toFixed(2)} MB (16 bit: ${(full / 1e6).toFixed(1)} MB)`);
     const score = painted ? null : choice.score;
-    say("score", score ? `${score.value.toFixed(3)} [${score.ci_low.toFixed(3)}, ${score.ci_high.toFixed(3)}], benchmark's ${score.row}` : "not scored");
-    let note = "";
+    say("score", score ? `${interval(score)}, full precision ${interval(data.score)}, ${score.n} prompts` : "not scored");
+    let note = trouble;
     if (painted) {
       const [mine, theirs] = [painted, choice.bits].map((rows) => predictedError(data, weights, rows)), { agreement } = weights;
       note = mine === null ? "Your policy. No errors of single roundings are stored for this model, so nothing is predicted."
@@ -206,7 +217,16 @@ function render({ model, el }) {
   const drawFront = frontFigure(find("[data-figure=front]"), (budget) => go({ budget }));
 
   control("budget").addEventListener("input", () => go({ budget: Number(control("budget").value) }));
-  control("model").addEventListener("change", () => go({ model: Number(control("model").value), setting: 0, budget: 0, prompt: 0 }));
+  control("model").addEventListener("change", async () => {
+    const to = Number(control("model").value), turn = ++asked;
+    try {
+      if (models[to].load) models[to] = await models[to].load(); // a page has the data of one model at first
+      if (turn === asked) go({ model: to, prompt: 0, ...nearest(models[to], models[to].settings) });
+    } catch (error) {
+      trouble = `${models[to].name} cannot be shown: ${error.message}`;
+      draw();
+    }
+  });
   control("prompt").addEventListener("change", () => change({ live: null, prompt: Number(control("prompt").value) }));
   Object.keys(KEYS).forEach((key, i) => control(key).addEventListener("change", () => {
     const { data, setting } = state();
@@ -221,13 +241,21 @@ function render({ model, el }) {
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   });
 
-  const form = find("form"), status = find("form output");
-  form.hidden = !model.get("can_run");
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    const { data, p, bits } = state(), text = control("text").value.trim() || data.prompts[p].text;
-    change({ request: { number: (model.get("request").number || 0) + 1, text, seed: data.prompts[p].seed, bits } });
-  });
+  // Both forms ask the kernel for a picture: of the policy shown, or of one that it is to search for.
+  const status = find("form output");
+  const forms = {
+    live: ({ bits }) => ({ bits }),
+    search: () => ({ budget: Number(control("wanted").value), beam: Number(control("width").value) }),
+  };
+  for (const [kind, what] of Object.entries(forms)) {
+    const form = find(`form.${kind}`);
+    form.hidden = !model.get("can_run");
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      const now = state(), { text, seed } = now.data.prompts[now.p], number = (model.get("request").number || 0) + 1;
+      change({ request: { number, text: control("text").value.trim() || text, seed, ...what(now) } });
+    });
+  }
   model.on("change:status", () => { status.textContent = model.get("status"); });
   for (const name of ["model", "setting", "budget", "prompt", "painted", "live"]) model.on(`change:${name}`, () => draw());
   draw(); // at once: the observer's first call comes a moment after the lists can be touched

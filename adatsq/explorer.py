@@ -15,7 +15,6 @@ from pathlib import Path
 
 import anywidget
 import numpy as np
-import pandas as pd
 import traitlets
 from matplotlib.colors import to_hex
 from scipy.stats import spearmanr
@@ -27,11 +26,25 @@ from adatsq.sweep import FORMAT_VERSION
 PARTS = ("explorer_policy.js", "explorer_figures.js", "explorer.js")
 MODULE = "\n".join(Path(__file__).with_name(part).read_text(encoding="utf-8") for part in PARTS)
 
-# What a page has instead of the kernel's model.
+# What a page has instead of the kernel's model. Data of a model are read when it is chosen: from the element,
+# or from the script that its data-src names, which puts them there (book/ext/light_explorer.py).
 STAND_IN = """
-const packed = Uint8Array.from(atob(document.getElementById("ID-state").textContent), (c) => c.charCodeAt(0));
-const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-const state = await new Response(unpacked).json();
+async function unpack(id) {
+  const element = document.getElementById(id);
+  if (element.dataset.src && !element.textContent) {
+    const src = element.dataset.src, script = Object.assign(document.createElement("script"), { src });
+    await new Promise((done, failed) => {
+      [script.onload, script.onerror] = [done, () => failed(new Error(`${src} is not there`))];
+      document.head.append(script);
+    });
+  }
+  const packed = Uint8Array.from(atob(element.textContent), (c) => c.charCodeAt(0));
+  const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(unpacked).json();
+}
+const state = await unpack("ID-state");
+state.data = state.data.map((name, i) => ({ name, load: () => unpack(`ID-data-${i}`) }));
+state.data[state.model] = await state.data[state.model].load();
 const model = {
   get: (name) => state[name],
   set: (name, value) => { state[name] = value; },
@@ -45,15 +58,6 @@ el.replaceChildren();
 module.default.render({ model, el });
 """
 
-# What the benchmark calls what it did at (method, tau), with beam 4.
-ROWS = {
-    ("ladder", 1.0): "adatsq+ladder",
-    ("paper", 1.0): "adatsq",
-    ("paper", None): "hadamard+gptq+search",
-    ("lagrangian", 1.0): "adatsq+lagrangian",
-    ("uniform", 1.0): "adatsq-weights",
-    ("uniform", None): "hadamard+gptq",
-}
 # (data of a model, its setting, request) -> the picture and its numbers; see `adatsq.live`
 Live = Callable[[dict, dict, dict], dict]
 
@@ -63,7 +67,8 @@ class BitBudgetExplorer(anywidget.AnyWidget):
     lists of `data`, its settings, their choices, its prompts. painted: a policy of the reader's own, a string
     per step with a digit per layer; empty for the stored one.
 
-    live: with a kernel, a function that runs the policy shown; the widget then has a button for it.
+    live: with a kernel, a function that runs the policy shown, or searches for one; the widget then has a
+    button for each.
     ValueError for a position that is not there.
     """
 
@@ -98,8 +103,8 @@ class BitBudgetExplorer(anywidget.AnyWidget):
 
     @property
     def choice(self) -> dict:
-        """What the stored data holds for the present positions: average_bits, error, psnr, bits, images."""
-        return self.shown["settings"][self.setting]["choices"][self.budget]
+        """What the stored data holds for the present positions: a budget, and its policy."""
+        return choices_of(self.shown, self.shown["settings"][self.setting])[self.budget]
 
     @property
     def policy(self) -> Policy:
@@ -108,9 +113,12 @@ class BitBudgetExplorer(anywidget.AnyWidget):
 
     def _run(self, change: dict) -> None:
         """Run what the page asked for; whatever goes wrong is told there."""
-        self.status = "running ..."
+        self.status = "running ..." if "bits" in change["new"] else "searching ..."
         try:
-            self.live = self._live(self.shown, self.shown["settings"][self.setting], change["new"])
+            answer = self._live(self.shown, self.shown["settings"][self.setting], change["new"])
+            if "bits" not in change["new"]:  # a search: what it found is shown as the reader's own
+                self.painted = answer["bits"]
+            self.live = answer
             self.status = "done"
         except Exception as error:  # the button has no other place to show it
             self.status = f"{type(error).__name__}: {error}"
@@ -118,22 +126,30 @@ class BitBudgetExplorer(anywidget.AnyWidget):
     def to_html(self) -> str:
         """The explorer for a page: no kernel, no network, so without the live button."""
         name = f"adatsq-explorer-{uuid.uuid4().hex[:8]}"
-        synced = ("data", "colors", "model", "setting", "budget", "prompt", "painted")
+        synced = ("colors", "model", "setting", "budget", "prompt", "painted")
         state = {trait: getattr(self, trait) for trait in synced}
-        state.update(can_run=False, request={}, status="", live=None)
-        packed = gzip.compress(json.dumps(state).encode(), mtime=0)
+        state |= {"data": [one["name"] for one in self.data]}
+        state |= {"can_run": False, "request": {}, "status": "", "live": None}
+        texts = {"state": state} | {f"data-{i}": one for i, one in enumerate(self.data)}
+        packed = [f'<script type="text/plain" id="{name}-{i}">{_pack(x)}</script>' for i, x in texts.items()]
         module = MODULE.replace("</", "<\\/")  # so that it does not end the script element around it
-        return (
-            f'<div id="{name}">{html.escape("This figure needs JavaScript.")}</div>\n'
-            f'<script type="text/plain" id="{name}-state">{base64.b64encode(packed).decode()}</script>\n'
-            f'<script type="text/plain" id="{name}-module">{module}</script>\n'
-            f'<script type="module">{STAND_IN.replace("ID", name)}</script>'
+        return "\n".join(
+            [
+                f'<div id="{name}">{html.escape("This figure needs JavaScript.")}</div>',
+                *packed,
+                f'<script type="text/plain" id="{name}-module">{module}</script>',
+                f'<script type="module">{STAND_IN.replace("ID", name)}</script>',
+            ]
         )
 
     def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict, dict]:
         bundle = super()._repr_mimebundle_(**kwargs)
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
         return {**(data or {}), "text/html": self.to_html()}, metadata
+
+
+def _pack(value: dict) -> str:
+    return base64.b64encode(gzip.compress(json.dumps(value).encode(), mtime=0)).decode()
 
 
 def policy_of(data: dict, bits: Sequence[str]) -> Policy:
@@ -143,42 +159,46 @@ def policy_of(data: dict, bits: Sequence[str]) -> Policy:
 
 
 def load_data(path: str | Path) -> dict:
-    """Read what `python -m adatsq.sweep` wrote; add scores from NAME.csv beside it, if there is one, and how
-    well the stored errors predict. FileNotFoundError, or ValueError if it is something else."""
-    path = Path(path)
+    """Read what `python -m adatsq.sweep` wrote; add how well the stored errors predict. FileNotFoundError, or
+    ValueError if it is something else."""
+    path, how = Path(path), "write it with python -m adatsq.sweep"
     if not path.is_file():
-        raise FileNotFoundError(f"no explorer data {path}: write it with python -m adatsq.sweep --out {path}")
+        raise FileNotFoundError(f"no explorer data {path}: {how}")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"explorer data {path} is damaged: {error}") from error
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
-        how = ": write it again with python -m adatsq.sweep"
         raise ValueError(
-            f"explorer data {path} has format_version {version}, this adatsq reads {FORMAT_VERSION}{how}"
+            f"explorer data {path} has format_version {version}, this adatsq reads {FORMAT_VERSION}: {how}"
         )
-    table = path.with_name(f"{data['name']}.csv")
-    add_scores(data, pd.read_csv(table) if table.is_file() else None)
     for weights in data["weights"]:
         weights["agreement"] = agreement(data, weights)
     return data
 
 
-def add_scores(data: dict, table: pd.DataFrame | None) -> None:
-    """Give a choice the total, with interval, that the benchmark measured for its method, bits and budget, if
-    it did: of a policy of its own, from its own calibration."""
-    if table is None:
-        return
-    totals = table[table.metric == "total"].set_index(["method", "w_bits", "a_bits"])
-    for setting in data["settings"]:
-        method = ROWS.get((setting["method"], setting["tau"]))
-        for choice in setting["choices"] if setting["beam"] in (None, 4) else []:
-            a_bits = choice["average_bits"] if setting["method"] == "uniform" else choice["budget"]
-            if (method, setting["w_bits"], a_bits) in totals.index:
-                row = totals.loc[(method, setting["w_bits"], a_bits)]
-                numbers = {name: float(row[name]) for name in ("value", "ci_low", "ci_high")}
-                choice["score"] = {**numbers, "row": f"{method} W{setting['w_bits']}A{a_bits:g}"}
+def weights_of(data: dict, setting: dict) -> dict:
+    """The weights that a setting's policies were searched on."""
+    return next(w for w in data["weights"] if (w["w_bits"], w["tau"]) == (setting["w_bits"], setting["tau"]))
+
+
+def choices_of(data: dict, setting: dict) -> list[dict]:
+    """A setting's choices by rising budget: the budget, and of the policy chosen for it all that is told."""
+    policies = weights_of(data, setting)["policies"]
+    return [{"budget": choice["budget"], **policies[choice["policy"]]} for choice in setting["choices"]]
+
+
+def place_of(data: dict, budget: float | None = None, **kind: object) -> dict[str, int]:
+    """Where a choice is, as positions of the explorer: `place_of(data, 3.6, method="paper", w_bits=3,
+    tau=1.0, beam=4)`. Of the settings that agree in the most of these, named first counts most, the first;
+    of its budgets the nearest, or the last."""
+    names = list(kind)
+    likeness = [tuple(setting[name] == kind[name] for name in names) for setting in data["settings"]]
+    setting = likeness.index(max(likeness))
+    budgets = [choice["budget"] for choice in data["settings"][setting]["choices"]]
+    wanted = budgets[-1] if budget is None else budget
+    return {"setting": setting, "budget": min(range(len(budgets)), key=lambda i: abs(budgets[i] - wanted))}
 
 
 def agreement(data: dict, weights: dict) -> dict | None:
@@ -186,20 +206,20 @@ def agreement(data: dict, weights: dict) -> dict | None:
     None if there are no predictions, or fewer than three policies."""
     if not weights["errors"]:
         return None
-    predict, measured = predictions(data, weights), {}
+    rows = len(data["timesteps"]), len(data["layers"])
+    measured = {tuple(policy["bits"]): policy["error"] for policy in weights["policies"]}
     for setting in data["settings"]:
-        if (setting["w_bits"], setting["tau"]) == (weights["w_bits"], weights["tau"]):
-            measured |= {tuple(choice["bits"]): choice["error"] for choice in setting["choices"]}
-            rows = len(data["timesteps"]), len(data["layers"])
+        if weights_of(data, setting) is weights:
             measured |= {(f"{b:g}" * rows[1],) * rows[0]: error for b, error in setting["uniform"]}
     if len(measured) < 3:
         return None
+    predict = predictions(data, weights)
     value = spearmanr([predict(bits) for bits in measured], list(measured.values())).statistic
     return {"rank_correlation": float(value), "policies": len(measured)} if math.isfinite(value) else None
 
 
 def predictions(data: dict, weights: dict) -> Callable[[Sequence[str]], float]:
-    """bits -> sum of the stored errors of its roundings, as `sweep.coded` keeps them."""
+    """bits -> sum of the stored errors of its roundings, as `bench.coded` keeps them."""
     errors, shape = weights["errors"], (len(data["timesteps"]), len(data["layers"]), len(data["a_bits"]))
     codes = np.frombuffer(base64.b64decode(errors["codes"]), np.uint8).reshape(shape)
     values = np.exp(errors["low"] + codes / 255 * (errors["high"] - errors["low"]))

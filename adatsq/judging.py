@@ -68,11 +68,11 @@ def _workers() -> ProcessPoolExecutor:
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload([__name__])
-    return ProcessPoolExecutor(mp_context=context, initializer=_start)
+    return ProcessPoolExecutor(mp_context=context, initializer=start_worker)
 
 
-def _start() -> None:
-    """One thread, and an end when the process that judges is killed: workers would wait for it for ever."""
+def start_worker() -> None:
+    """One thread, and an end when the process that started it ends: workers would wait for it for ever."""
     torch.set_num_threads(1)
 
     def follow() -> None:

@@ -5,9 +5,11 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from adatsq import sweep
 from adatsq.ablation_plan import plan
-from adatsq.ablation_steps import CONTROLS, FIXED, SEARCHES, STEPS
+from adatsq.ablation_steps import CONTROLS, FIXED, SEARCHES, STEPS, measured
 from adatsq.benchmark import wanted
+from adatsq.costs import lacks
 from adatsq.measurements import stored
 from adatsq.models import SAMPLING_FILE
 from adatsq.peers import PEERS
@@ -22,12 +24,18 @@ def lacking(model: Path, out: Path, job: str) -> list[str]:
     name = Path(out) / Path(model).name
     if job == "benchmark":
         return _scored(name, wanted())
+    if job == "costs":
+        facts = stored(Path(f"{name}-facts.csv"))
+        return [f"{m} W{w}A{a:g}" for m, w, a in wanted()[1:] if lacks(facts, m, w, a)]
     if job == "peers":
         return _scored(name, [(peer, *bits) for peer, p in PEERS.items() for bits in p.bits])
     if job == "search":
         path = Path(f"{name}-search-compare.csv")
         return [f"{n} at {b:g}" for b in BUDGETS for n in policies(path, 3, b, RANDOM, HELD_OUT)]
     settings = json.loads((Path(model) / SAMPLING_FILE).read_text())
+    if job == "sweep":
+        sizes = sweep.SIZES["clips" if "num_frames" in settings else "pictures"]
+        return sweep.missing(Path(f"{name}-explorer.json"), **sweep.AXES, **sizes)
     return _ablation(name, int(job[-1]), settings["num_inference_steps"])
 
 
@@ -55,6 +63,6 @@ def _ablation(name: Path, w_bits: int, steps: int) -> list[str]:
     found = [f"{part}: {setting} A{a:g}" for part, setting, a in rows if (part, setting, a) not in there]
     names = {*FIXED, *SEARCHES, *CONTROLS}
     for length in sorted({n for n in STEPS if n <= steps} | {steps}):
-        table = stored(Path(f"{name}-ablation-steps.csv"), w_bits=w_bits, steps=length)
-        found += [f"runs of {length} steps"] * (table.empty or not names <= set(table.method))
+        there = measured(Path(f"{name}-ablation-steps.csv"), w_bits, length)
+        found += [f"runs of {length} steps"] * (not names <= there)
     return found

@@ -3,9 +3,10 @@
     python -m adatsq.measure --seconds 540
 
 For each model in data/models: the benchmark, other libraries (those that are installed), the searches against
-controls, the ablation at 3 and 4 bits. The benchmark, which takes times, has the device to itself, a model
-after the other; all else runs one after the other for each model, the models side by side. With
---side-by-side the benchmark does so too, which is faster and leaves seconds out. Each of these
+controls, the ablation at 3 and 4 bits, the sweep for the explorer, and at last, alone again, costs that rows
+lack. The benchmark, which takes times, has the device to itself, a model after the other; all else runs one
+after the other for each model, the models side by side. With --side-by-side the benchmark does so too, which
+is faster and leaves seconds to the costs. Each of these
 commands writes a row when it is measured and skips rows that are there; so this one can be ended at any time,
 by the clock or by hand, and goes on where it was when it is given again. With --missing it runs nothing, and
 says which rows are not there yet. Sizes, prompts and seeds are in the
@@ -32,8 +33,11 @@ JOBS = {  # name: module and arguments; in the order in which they are wanted
     "search": ("adatsq.search_compare",),
     "ablation-w3": ("adatsq.ablation", "--w-bits", "3"),
     "ablation-w4": ("adatsq.ablation", "--w-bits", "4"),
+    "sweep": ("adatsq.sweep",),
+    "costs": ("adatsq.costs",),
 }
 ALONE = ("benchmark",)  # its rows tell seconds
+LAST = ("costs",)  # alone too, after all else: seconds of rows that were measured beside others
 TIMED = ("benchmark", "peers")  # can leave them out
 
 
@@ -128,12 +132,15 @@ def main() -> None:
         return
     os.environ.setdefault("OMP_NUM_THREADS", "2")  # processes share the cores
     alone = [job for job in args.jobs if job in ALONE and not args.side_by_side]
-    rest = [job for job in args.jobs if job not in alone]
+    rest = [job for job in args.jobs if job not in (*alone, *LAST)]
     first = [step for model in models for step in commands(model, args.out, alone, args.commit)]
     chains = [list(commands(model, args.out, rest, args.commit, shared=True)) for model in models]
+    costs = [job for job in args.jobs if job in LAST]
+    last = [step for model in models for step in commands(model, args.out, costs, args.commit)]
     start = time.monotonic()
     unfinished = run([first], args.logs, args.seconds)
     unfinished += run(chains, args.logs, args.seconds - (time.monotonic() - start))
+    unfinished += run([last], args.logs, args.seconds - (time.monotonic() - start))
     if unfinished:
         sys.exit(f"not complete: {', '.join(unfinished)}. Give the same command again to go on")
 

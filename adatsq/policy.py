@@ -256,7 +256,9 @@ class Applied:
 
     def _assign(self, transformer: nn.Module, bits: Sequence[int]) -> None:
         for layer, a_bits in zip(self.policy.layers, bits):
-            transformer.get_submodule(layer.name).a_bits = a_bits
+            module = transformer.get_submodule(layer.name)
+            if module.a_bits != a_bits:
+                module.a_bits = a_bits
 
     def _find(self, t: float, eps: float) -> int:
         """Row of timestep t: the last again (guidance calls twice per step), the next, or 0 for a new run.

@@ -7,8 +7,8 @@ the bits of step t that minimise error + lambda bits:
 
     C_t = {b_t(lambda): lambda at budgets lowest + f (budget - lowest), f in FACTORS, for each kind of error}
 
-The layers of a step are ranked by errors carried to the end; how much a step spends, and which kind of error
-it goes by, is chosen by the error that the path has really accumulated, with the beam's own rules.
+The layers of a step are ranked to first order; how much a step spends, and with several kinds of error which
+it goes by, is decided by the error that the path has really accumulated, with the beam's own rules.
 """
 
 import time

@@ -10,7 +10,8 @@ import pandas as pd
 
 from adatsq.evaluate import intervals
 from adatsq.measurements import same_pictures
-from adatsq.results import SEED
+from adatsq.policy import Policy
+from adatsq.results import ORDER, SEED
 from adatsq.search_compare import RANDOM, policy_names
 
 ABLATION = "`python -m adatsq.ablation --model data/models/{}`"
@@ -164,24 +165,25 @@ def verdict(rows: pd.DataFrame) -> str:
     return ". ".join([f"of {len(rows)} differences, {rest} cannot be told from zero", *said])
 
 
-def last_errors(steps: pd.DataFrame) -> pd.DataFrame:
-    """Relative squared error of the last latents: a row per length of the run, a column per policy."""
-    last = steps[steps.step == steps.steps]
-    return last.pivot_table(index="steps", columns="method", values="value", sort=False).sort_index()
-
-
-def along(steps: pd.DataFrame, length: int) -> pd.DataFrame:
-    """Relative squared error after each step of a run of this length: a column per policy."""
-    rows = steps[steps.steps == length]
-    return rows.pivot_table(index="step", columns="method", values="value", sort=False)
-
-
 def picked(ablation: Ablation) -> pd.DataFrame:
     """Shares of 3, 4 and 8 bits in the policies that searches pick, index "search, budget"."""
     columns = {bits: ablation.values("picked", f"share_{bits}") for bits in PAPER_SHARES}
     table = pd.DataFrame(columns)
     table.index = [f"{name}, {budget:g} bits" for name, budget in table.index]
     return table
+
+
+def policies(results: str | Path, name: str) -> pd.DataFrame:
+    """The same of the policies of the benchmark's searched rows, NAME-policy-*.json, by method, widths and
+    budget: "adatsq W3, 3.1 bits"."""
+    start, found = f"{Path(name).name}-policy-", {}
+    for file in sorted(Path(results).glob(f"{start}*.json")):
+        method, w_bits, budget = re.fullmatch(r"(.*)-w(\d)a([\d.]+)", file.stem[len(start) :]).groups()
+        bits = Policy.load(file).bits
+        shares = {b: float((bits == b).mean()) for b in PAPER_SHARES}
+        found[ORDER.index(method), w_bits, f"{method} W{w_bits}, {budget} bits"] = shares
+    table = pd.DataFrame.from_dict({key[-1]: found[key] for key in sorted(found)}, orient="index")
+    return table.reindex(columns=PAPER_SHARES)
 
 
 def alike(shares: pd.DataFrame) -> str:

@@ -8,6 +8,7 @@ import pandas as pd
 from adatsq.evaluate import RESAMPLES
 from adatsq.measurements import same_pictures
 from adatsq.results import SEED
+from adatsq.rows import SEARCHED
 from adatsq.tables import Scores
 
 AIM = 0.5  # share of the remaining gap to full precision
@@ -16,6 +17,17 @@ BETTER = (
     "prices",
     "paper, ladder",
 )  # of `search_compare`, with the same kind of budget
+LEFT_TO_WEIGHTS = "uniform 8"
+# Rows of the benchmark: from where, and to which. The same weights, then the full method against the beam's.
+PAIRS = (
+    ("hadamard+gptq", "hadamard+gptq+search"),
+    ("hadamard+gptq", "hadamard+gptq+lagrangian"),
+    ("hadamard+gptq", "hadamard+gptq+prices"),
+    ("hadamard+gptq", "adatsq+lagrangian"),
+    ("hadamard+gptq+search", "hadamard+gptq+lagrangian"),
+    ("hadamard+gptq+search", "hadamard+gptq+prices"),
+    ("adatsq", "adatsq+lagrangian"),
+)
 FROM = {"uniform 3": "fixed 3 bits", "paper": "the paper's search"}  # whose gap it is
 
 
@@ -61,6 +73,69 @@ def gaps(pictures: pd.DataFrame, budget: float = 3.1) -> pd.DataFrame:
                     row = {"from": called, "search": search, "value": share, "ci_low": low, "ci_high": high}
                     found.append({**row, "psnr": table[search].mean(), "psnr_before": table[start].mean()})
     return pd.DataFrame(found)
+
+
+def reachable(pictures: pd.DataFrame, budget: float = 3.1) -> tuple[float, float, float] | None:
+    """Share of the gap of 3 bits everywhere that 8 bits everywhere close, and its interval: what is left is
+    the weights' part, which no policy of activations removes. None if either is not stored."""
+    rows = pictures if pictures.empty else pictures[pictures.budget == budget]
+    if rows.empty or not {"uniform 3", LEFT_TO_WEIGHTS} <= set(rows.search):
+        return None
+    table = same_pictures(rows, LEFT_TO_WEIGHTS).pivot_table(index="picture", columns="search", values="psnr")
+    if "uniform 3" not in table:
+        return None
+    errors = squared_error(table[["uniform 3", LEFT_TO_WEIGHTS]])
+    return share_closed(errors["uniform 3"].to_numpy(), errors[LEFT_TO_WEIGHTS].to_numpy())
+
+
+def floor_sentence(name: str, pictures: pd.DataFrame, budget: float = 3.1, aim: float = AIM) -> str:
+    """What activations at 8 bits would close of the gap, and whether the aim could be met at all."""
+    found = reachable(pictures, budget)
+    if found is None:
+        return f"{name}: 8 bits everywhere are not measured"
+    share, low, high = found
+    line = f"{name}: 8 bits everywhere close {share:.0%} of the gap of 3 bits ({low:+.0%} to {high:+.0%}), "
+    line += f"the other {1 - share:.0%} are the weights'"
+    if high < aim:
+        return f"{line}: no policy of activation bits can be expected to meet the aim"
+    if low < aim:
+        return f"{line}: whether any policy of activation bits can meet the aim cannot be told"
+    return f"{line}: the aim takes {aim / share:.0%} of all that activation bits can give"
+
+
+def of_all_prompts(images: pd.DataFrame, w_bits: int = 3, budget: float = 3.1) -> pd.DataFrame:
+    """`gaps` of the benchmark's rows, on all evaluation prompts: a row per pair of PAIRS that is measured.
+
+    images: NAME-images.csv. A prompt's pictures count as one, their mean: it is prompts that are drawn. Of
+    clips, whose PSNR is the mean over frames, the squared error is that of a frame with such a PSNR.
+    """
+    rows = images[images.w_bits == w_bits]
+    found = []
+    for start, better in PAIRS:
+        two = {}
+        for name in (start, better):
+            bits = budget if name in SEARCHED else w_bits
+            mine = rows[(rows.method == name) & (rows.a_bits == bits)]
+            two[name] = squared_error(mine.psnr).groupby(mine.prompt).mean()
+        if two[start].index.equals(two[better].index):
+            closed = share_closed(two[start].to_numpy(), two[better].to_numpy())
+            if closed is not None:
+                row = dict(zip(("value", "ci_low", "ci_high"), closed))
+                found.append({"from": start, "search": better, **row, "n": len(two[start])})
+    return pd.DataFrame(found)
+
+
+def all_sentences(name: str, images: pd.DataFrame, w_bits: int = 3, budget: float = 3.1) -> Iterator[str]:
+    """A line per pair of `of_all_prompts`; or that nothing is stored."""
+    rows = of_all_prompts(images, w_bits, budget)
+    if rows.empty:
+        yield f"{name}: not measured at {budget:g} bits"
+    for row in rows.itertuples():
+        did = "closes" if row.value >= 0 else "widens"
+        yield (
+            f"{name}, {row.n} prompts, from `{row[1]}`: `{row.search}` {did} the gap by {abs(row.value):.0%} "
+            f"({row.ci_low:+.0%} to {row.ci_high:+.0%}): {verdict(row.ci_low, row.ci_high)}"
+        )
 
 
 def verdict(low: float, high: float, aim: float = AIM) -> str:

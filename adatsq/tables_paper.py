@@ -11,28 +11,11 @@ from scipy.stats import kendalltau
 from adatsq.benchmark import wanted
 from adatsq.pareto import non_dominated
 from adatsq.results import ORDER
-from adatsq.rows import SEARCHED
 from adatsq.tables import Scores
 
 NOT_MEASURED = "not measured"
 COMMAND = "`python -m adatsq.benchmark --model data/models/{}`"
 UNIFORM = ("fp", "rtn", "hadamard", "hadamard+gptq", "adatsq-weights")  # all activations at the row's bits
-COSTS = {
-    "record_s": "record, s",
-    "fisher_s": "Fisher, s",
-    "quantize_s": "weights, s",
-    "group_s": "group sizes, s",
-    "search_s": "search, s",
-    "judge_s": "pick, s",
-    "calibration_calls": "weights, calls",
-    "fisher_calls": "Fisher, calls",
-    "group_calls": "group sizes, calls",
-    "search_calls": "search, calls",
-    "quantize_peak_bytes": "weights, peak MB",
-    "search_peak_bytes": "search, peak MB",
-    "quantize_process_bytes": "weights, process MB",
-    "search_process_bytes": "search, process MB",
-}
 
 
 def missing(scores: Scores | None, name: str, widths: tuple[int, ...] = (4, 3)) -> str:
@@ -200,59 +183,4 @@ def signs(scores: Scores, paper: pd.DataFrame, baseline: str) -> str:
     return (
         f"of {len(rows)} differences AdaTSQ minus {baseline}, {len(clear)} can be told from zero; of these "
         f"{len(same)} have the sign that they have in the paper"
-    )
-
-
-def costs(scores: Scores, methods: tuple[str, ...]) -> pd.DataFrame:
-    """What the rows of these methods took: seconds, transformer calls for one picture, memory.
-
-    Only what a row really needs: recording and Fisher information are made once for all rows of a model.
-    """
-    rows = scores.table[scores.table.method.isin(methods) & scores.table.metric.isin(COSTS)]
-    plain = ~rows.method.str.startswith("adatsq") & ~rows.method.isin(SEARCHED)
-    rows = rows[~(plain & (rows.metric == "fisher_s"))]
-    table = rows.pivot_table(index="name", columns="metric", values="value", aggfunc="first")
-    names = [name for name in scores.show(["total"]).index if name in table.index]
-    table = table.reindex(index=names, columns=[column for column in COSTS if column in table])
-    memory = [column for column in table if column.endswith("_bytes")]
-    table[memory] /= 1e6
-    return table.rename(columns=COSTS)
-
-
-def group_search(scores: Scores, name: str) -> str | None:
-    """What the search of group sizes of a row such as "q-dit W4A4" had to choose from, tried and cost.
-
-    None if the row, or its search, is not stored. No full stop.
-    """
-    tried, calls, mean = (scores.value(name, f"group_{fact}") for fact in ("tried", "calls", "mean"))
-    if pd.isna(tried):
-        return None
-    metrics = scores.table[scores.table.name == name].set_index("metric").value
-    sizes = {m.split("_")[1]: int(n) for m, n in metrics.items() if re.fullmatch(r"group_\d+_layers", m)}
-    possible = ", ".join(f"{size} ({n} layers)" for size, n in sizes.items() if n) or "none"
-    never = ", ".join(size for size, n in sizes.items() if not n)
-    took = scores.value(name, "group_s")
-    line = f"sizes that divide a layer's inputs: {possible}" + (f"; of no layer: {never}" if never else "")
-    cost = f"{tried:.0f} assignments, {calls:.0f} calls" + ("" if pd.isna(took) else f", {took:.1f} s")
-    what = "the largest that divide, without a search" if tried == 1 else "the best of those tried"
-    return f"{line}. Taken: {what}, {mean:.0f} on average; {cost}"
-
-
-def saved(scores: Scores) -> pd.DataFrame:
-    """Size of the full method's rows as files: bytes, the same in 16 bit, and the ratios of bits to 16."""
-    table = bits(scores)
-    table = table[table.method == "adatsq"]
-    parameters = 8 * table.transformer_bytes / table.effective_bits
-    return pd.DataFrame(
-        {
-            "parameters, M": parameters / 1e6,
-            "16 bit, MB": 2 * parameters / 1e6,
-            "saved, MB": table.transformer_bytes / 1e6,
-            "smaller by": 16 / table.effective_bits,
-            "bits, all": table.effective_bits,
-            "bits, quantised layers": table.effective_w_bits,
-            "average a bits": table.average_bits,
-            "by multiplications": table.flop_weighted_bits,
-            "16 / that": 16 / table.flop_weighted_bits,
-        }
     )

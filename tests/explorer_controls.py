@@ -48,30 +48,32 @@ def wait_until_moved(explorer, before: dict, numbers: set, pictures: set, what: 
 
 
 def move_selects(explorer) -> set[str]:
-    """Choose every option of every list, for every model; the names of the lists that had a choice."""
+    """Choose every option of every list of the model shown; the names of the lists that moved something."""
     moved = set()
-    models = explorer.locator("[name=model] option").count()
-    for model in range(models):
-        if explorer.locator("[name=model]").input_value() != str(model):
-            choose(explorer, "model", model)
-            moved.add("model")
-        for name in MOVED.keys() - {"model", "budget"}:
-            select = explorer.locator(f"[name={name}]")
-            options = select.locator("option").count()
-            assert select.is_disabled() == (options == 1), f"{name}: {options} options"
-            first = int(select.input_value())
-            for i in range(1, options):
-                choose(explorer, name, (first + i) % options)
+    for name in ("beam", "method", "tau", "prompt", "w_bits"):  # other weights may not have the budget
+        select = explorer.locator(f"[name={name}]")
+        options = select.locator("option").count()
+        assert select.is_disabled() == (options == 1), f"{name}: {options} options"
+        first = int(select.input_value())
+        for i in range(1, options):
+            if choose(explorer, name, (first + i) % options):
                 moved.add(name)
-            if options > 1:
-                choose(explorer, name, first)
+        if options > 1:
+            choose(explorer, name, first)
     return moved
 
 
-def choose(explorer, name: str, i: int) -> None:
+def choose(explorer, name: str, i: int) -> bool:
+    """Whether what is shown moved. Two methods or beams may find the same policy: then all must stay."""
     before = seen(explorer)
     explorer.locator(f"[name={name}]").select_option(index=i)
+    if name in ("method", "beam"):
+        now = seen(explorer)
+        if now["policy"] == before["policy"]:
+            assert now["numbers"] == before["numbers"], f"{name}, option {i}: other numbers of one policy"
+            return False
     wait_until_moved(explorer, before, *MOVED[name], f"{name}, option {i}")
+    return True
 
 
 def move_budget(explorer) -> None:
@@ -150,9 +152,16 @@ def download(explorer, folder) -> Policy:
 
 
 def move_everything(explorer, folder) -> None:
-    """All that works without a kernel. The budget and the brushes move at the last model's first setting."""
-    moved = move_selects(explorer)
-    assert {"model", "w_bits", "tau", "prompt"} <= moved, f"only {moved} had a choice: nothing to explore"
-    move_budget(explorer)
-    paint(explorer)
-    download(explorer, folder)
+    """All that works without a kernel, for every model."""
+    moved, models = set(), explorer.locator("[name=model] option").count()
+    for model in range(models):
+        if explorer.locator("[name=model]").input_value() != str(model):
+            choose(explorer, "model", model)
+            moved.add("model")
+        moved |= move_selects(explorer)
+        move_budget(explorer)
+        paint(explorer)
+        (folder / str(model)).mkdir()
+        download(explorer, folder / str(model))
+    still = MOVED.keys() - {"budget"} - moved
+    assert not still, f"{still} had no choice, or none that changes anything: nothing to explore"

@@ -11,6 +11,7 @@ import torch
 
 from adatsq import baselines, io, mixed, recipes, scheme, storage
 from adatsq.baselines import METHODS
+from adatsq.benchmark import RECIPES
 from adatsq.inputs import inputs
 from adatsq.linear import QuantLinear
 from adatsq.lowrank import low_rank
@@ -70,10 +71,11 @@ def test_every_baseline_has_the_recipes_signature():
     assert all(inspect.signature(method) == wanted for method in METHODS.values())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RECIPES)
 def test_16_bit_is_exactly_full_precision(method, tiny_pipe, tiny_images, trace, alpha):
+    """Of every row of the benchmark, with all that calibrates it."""
     before = tiny_images(tiny_pipe)
-    METHODS[method](tiny_pipe, trace, 16, 16, alpha, progress=False)
+    RECIPES[method](tiny_pipe, trace, 16, 16, alpha, progress=False)
     layers = quantizable(tiny_pipe.transformer)
     assert all(isinstance(tiny_pipe.transformer.get_submodule(n.name), QuantLinear) for n in layers)
     np.testing.assert_array_equal(tiny_images(tiny_pipe), before)

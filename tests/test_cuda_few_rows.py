@@ -1,4 +1,4 @@
-"""Few rows by 8-bit codes with scales in groups: the kernel against float64."""
+"""Few rows by packed weights with scales in groups: the kernel against float64."""
 
 import pytest
 import torch
@@ -9,20 +9,19 @@ from adatsq.cuda.devices import Abilities
 from adatsq.cuda.linear import PackedLinear
 from adatsq.linear import QuantLinear
 
-# rows, in, out, inputs per scale: whole groups, one scale per row, sizes that no power of two divides
+# rows, in, out, inputs per scale, bits: whole groups, one scale per row, sizes that no power of two divides
 SHAPES = [
-    (1, 128, 48, 64),
-    (3, 128, 20, 128),
-    (2, 96, 33, 48),
-    (1, 36, 7, 36),
-    (2, 45, 5, 9),
-    (1, 1280, 16, 64),
+    (1, 128, 48, 64, 4),
+    (3, 128, 20, 128, 3),
+    (2, 96, 33, 96, 2),
+    (1, 1280, 16, 64, 8),
+    (2, 672, 5, 32, 4),
 ]
 
 
-def problem(rows, inputs, outputs, group, device, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(-7, 8, (outputs, inputs), generator=generator, dtype=torch.int8)
+def problem(rows, inputs, outputs, group, device, bits=4, seed=0):
+    generator, q = torch.Generator().manual_seed(seed), integer.qmax(bits)
+    codes = torch.randint(-q, q + 1, (outputs, inputs), generator=generator, dtype=torch.int8)
     scale = (torch.rand(outputs, inputs // group, generator=generator) + 0.1).bfloat16().float()
     x = torch.randn(rows, inputs, generator=generator)
     bias = torch.randn(outputs, generator=generator)
@@ -32,17 +31,21 @@ def problem(rows, inputs, outputs, group, device, seed=0):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_kernel_computes_the_product(shape, kernel_device):
-    from adatsq.cuda.few_rows_kernel import multiply_few
+    from adatsq.cuda import packing
+    from adatsq.cuda.few_rows_kernel import fits, multiply_few
 
-    x, codes, scale, bias, expected = problem(*shape, kernel_device)
-    y = multiply_few(x, codes, scale, bias)
+    *sizes, bits = shape
+    x, codes, scale, bias, expected = problem(*sizes, kernel_device, bits)
+    planes = packing.pack(codes, bits)
+    assert fits(x.shape[1], scale.shape[1])
+    y = multiply_few(x, planes, scale, bias)
     assert y.dtype == torch.float32
-    torch.testing.assert_close(y.cpu().double(), expected, rtol=1e-5, atol=1e-5)
-    y = multiply_few(x, codes, scale, None)
-    torch.testing.assert_close(y.cpu().double(), expected - bias.cpu().double(), rtol=1e-5, atol=1e-5)
-    short = multiply_few(x.half(), codes, scale, bias)
+    torch.testing.assert_close(y.cpu().double(), expected, rtol=1e-5, atol=1e-4)
+    y = multiply_few(x, planes, scale, None)
+    torch.testing.assert_close(y.cpu().double(), expected - bias.cpu().double(), rtol=1e-5, atol=1e-4)
+    short = multiply_few(x.half(), planes, scale, bias)
     assert short.dtype == torch.float16
-    torch.testing.assert_close(short.cpu().double(), expected, rtol=1e-2, atol=2e-2)
+    torch.testing.assert_close(short.cpu().double(), expected, rtol=1e-2, atol=1e-1)
 
 
 @pytest.mark.parametrize("rotation", [False, True])
@@ -67,3 +70,11 @@ def test_a_layer_takes_it_for_few_rows_only(rotation, smooth, kernel_device, mon
     assert taken == [1, cuda_linear.FEW] and packed.finite
     packed(x[:1] * torch.nan)
     assert not packed.finite
+
+
+def test_rows_that_are_no_whole_words_are_left_to_the_reference():
+    pytest.importorskip("triton")
+    from adatsq.cuda.few_rows_kernel import fits
+
+    assert fits(256, 4) and fits(96, 1)
+    assert not fits(36, 1) and not fits(96, 2)

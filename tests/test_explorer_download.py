@@ -1,6 +1,7 @@
 """From a model to its sweep, its page, a painted cell, the downloaded file, and back to the model."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import torch
 
 from adatsq import Policy, apply, load_pipeline, quantize, sampling
 from adatsq.evaluate import generate
-from adatsq.explorer import BitBudgetExplorer
+from adatsq.explorer import BitBudgetExplorer, choices_of
 from adatsq.sweep import sweep
+from adatsq.world import load_prompts
 
+PROMPTS = Path(__file__).parents[1] / "data" / "prompts" / "evaluation.json"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -18,7 +21,9 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 def test_a_painted_policy_is_downloaded_and_applied(tiny_folder, tmp_path):
     from playwright.sync_api import sync_playwright
 
-    data = sweep(str(tiny_folder), ["a star"], [0], ["a ring"], (4,), (1.0,), (3.0,), steps=2, progress=False)
+    kinds = {"methods": ("ladder",), "beams": (1,), "steps": 2, "progress": False}
+    prompts = load_prompts(PROMPTS)[:1]
+    data = sweep(str(tiny_folder), prompts, ["a ring"], (4,), (1.0,), (3.0,), **kinds)
     (tmp_path / "page.html").write_text(BitBudgetExplorer(data).to_html())
     with sync_playwright() as playwright:
         options = {"executable_path": CHROMIUM, "args": ["--no-sandbox", "--disable-gpu"]}
@@ -33,7 +38,9 @@ def test_a_painted_policy_is_downloaded_and_applied(tiny_folder, tmp_path):
         browser.close()
 
     policy = Policy.load(tmp_path / "policy.json")
-    bits = np.array([[int(digit) for digit in row] for row in data["settings"][0]["choices"][0]["bits"]])
+    bits = np.array(
+        [[int(digit) for digit in row] for row in choices_of(data, data["settings"][0])[0]["bits"]]
+    )
     bits[:, 0] = 8
     assert (policy.bits == bits).all()
     pipe = quantize(load_pipeline(str(tiny_folder), torch_dtype=torch.float32), w_bits=4, solver="rtn")

@@ -2,24 +2,28 @@
 
 import base64
 import hashlib
+import importlib
 import io
 import itertools
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from chromium import PATH as CHROMIUM
+from explorer_controls import move_everything
 from explorer_data import made_up
 from PIL import Image
 
 from adatsq import Policy
-from adatsq.explorer import BitBudgetExplorer, predictions
+from adatsq.explorer import BitBudgetExplorer, choices_of, predictions
 
+ROOT = Path(__file__).parents[1]
 MODELS = [made_up(), made_up("another", 1, errors=False) | {"frames": 3}]
-SCORE = {"value": 0.9, "ci_low": 0.875, "ci_high": 0.925, "row": "row"}
-for model in MODELS:
-    model["settings"][4]["choices"][0]["score"] = SCORE
+for model in MODELS:  # too few prompts for a score
+    model["weights"][1]["policies"][0]["score"] = None
 HEAT_MAP, FRONT = "[data-figure=policy] svg", "[data-figure=front] svg"
 PIXEL = """name => [...document.querySelector(`[data-picture=${name}]`)
     .getContext("2d").getImageData(0, 0, 1, 1).data].slice(0, 3).join()"""
@@ -41,16 +45,24 @@ def browser():
 
 @pytest.fixture
 def opened(browser, tmp_path):
-    """opened(**context) -> the page of made-up data; it must not complain nor ask the network."""
-    file, complaints, contexts = tmp_path / "page.html", [], []
+    """opened(**context) -> the page of made-up data; it must not complain nor ask the network. after: what is
+    done to it when it is written. allowed: what it may complain of."""
+    complaints, contexts = [], []
     head = '<!doctype html><meta charset=utf-8><meta name=viewport content="width=device-width">'
     head += "<style>:root { color-scheme: light dark }</style>"
-    file.write_text(head + BitBudgetExplorer(MODELS).to_html())
 
-    def one(**context):
+    def one(path="page.html", after=lambda: None, allowed=None, **context):
+        file = tmp_path / path
+        file.write_text(head + BitBudgetExplorer(MODELS).to_html())
+        after()
+
+        def note(text):
+            if not (allowed and allowed in text):
+                complaints.append(text)
+
         contexts.append(browser.new_context(**context))
         page = contexts[-1].new_page()
-        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        page.on("console", lambda said: note(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda r: complaints.append(r.url) if r.url.startswith("http") else None)
         page.goto(file.as_uri())
@@ -91,18 +103,21 @@ def shown(page):
 def expect(page, prompt, budget):
     """Numbers and pixels are those of the data."""
     model, setting = MODELS[int(page.locator("[name=model]").input_value())], shown(page)
-    choice = setting["choices"][budget]
+    choice = choices_of(model, setting)[budget]
     assert float(value(page, "average")) == pytest.approx(choice["average_bits"], abs=1e-3)
     assert float(value(page, "weighted")) == pytest.approx(choice["flop_weighted_bits"], abs=1e-3)
     assert float(value(page, "error")) == pytest.approx(choice["error"], rel=5e-3)
     assert float(value(page, "psnr").split()[0]) == pytest.approx(choice["psnr"][prompt], abs=0.051)
     bits = setting["w_bits"]
     assert value(page, "memory") == f"{bits}.00 MB (16 bit: {bits * 16 / (bits + 0.5):.1f} MB)"
-    scored = model["settings"].index(setting) == 4 and budget == 0
-    assert value(page, "score") == ("0.900 [0.875, 0.925], benchmark's row" if scored else "not scored")
-    wanted = np.array(Image.open(io.BytesIO(base64.b64decode(choice["images"][prompt]))))[0, 0]
+    told = "0.900 [0.875, 0.925], full precision 0.950 [0.900, 1.000], 12 prompts"
+    assert value(page, "score") == (told if choice["score"] else "not scored")
+    wanted, full = (
+        np.array(Image.open(io.BytesIO(base64.b64decode(image))))[0, 0].astype(int)
+        for image in (choice["images"][prompt], model["prompts"][prompt]["image"])
+    )
     page.wait_for_function(f"wanted => ({PIXEL})('quantized') == wanted", arg=",".join(map(str, wanted)))
-    difference = np.minimum(255, 4 * np.abs(200 - wanted.astype(int)))
+    difference = np.minimum(255, 4 * np.abs(full - wanted))
     assert page.evaluate(PIXEL, "difference") == ",".join(map(str, difference))
 
 
@@ -119,6 +134,55 @@ def test_every_control_moves_what_is_shown(page):
             expect(page, tau, len(shown(page)["choices"]) - 1 if beam else 0)
     assert page.locator("[name=beam]").is_disabled()  # fixed bits have none
     assert page.get_by_text("full precision: first, middle and last frame").is_visible()  # of the last model
+
+
+def test_another_model_is_shown_at_the_like_setting(page):
+    for name, i in (("w_bits", 1), ("tau", 1), ("beam", 1)):
+        page.locator(f"[name={name}]").select_option(index=i)
+    page.locator("[name=budget]").press("End")
+    before = {key: shown(page)[key] for key in ("method", "w_bits", "tau", "beam")}
+    page.locator("[name=model]").select_option("1")
+    expect(page, 0, 2)
+    assert (
+        {key: shown(page)[key] for key in before}
+        == before
+        == {
+            "method": "ladder",
+            "w_bits": 3,
+            "tau": None,
+            "beam": 4,
+        }
+    )
+
+
+def test_as_a_reader_moves_everything(page, tmp_path):
+    """What is asked of the pages of the book, asked of made-up data."""
+    page.locator("[name=budget]").press("ArrowRight")  # where beams differ
+    move_everything(page.locator(".adatsq-explorer"), tmp_path)
+    assert len(list(tmp_path.glob("*/policy.json"))) == 2
+
+
+def test_the_site_loads_a_model_when_it_is_chosen(opened, tmp_path, monkeypatch):
+    """The extension of the book moves the data of all models but the first into files."""
+    monkeypatch.syspath_prepend(ROOT / "book" / "ext")
+    module = importlib.import_module("light_explorer")
+    (tmp_path / "deep").mkdir()
+    app = SimpleNamespace(builder=SimpleNamespace(format="html"), outdir=tmp_path)
+    page = opened("deep/page.html", lambda: module.move_out(app, None), "ERR_FILE_NOT_FOUND")
+    (moved,) = (tmp_path / "_static" / "explorer").iterdir()
+    text = (tmp_path / "deep" / "page.html").read_text()
+    assert moved.stem in text and moved.stat().st_size > 1000 and moved.read_text()[-500:-10] not in text
+    expect(page, 0, 0)
+    page.locator("[name=model]").select_option("1")
+    page.wait_for_function("document.querySelector('[name=beam]').value !== ''")
+    expect(page, 0, 0)
+
+    moved.rename(moved.with_suffix(".away"))
+    page.reload()
+    page.locator("[name=budget]").wait_for()
+    page.locator("[name=model]").select_option("1")
+    page.get_by_text("another cannot be shown: ").wait_for()
+    expect(page, 0, 0)
 
 
 def test_what_is_not_stored_is_not_offered(page):
@@ -163,7 +227,7 @@ def cell(page, t, l):
 def test_the_heat_map_is_read_by_keyboard_and_pointer(page):
     page.locator("[name=budget]").press("End")
     readout, fisher = page.locator("[data-figure=policy] .readout"), MODELS[0]["fisher"]
-    bits = MODELS[0]["settings"][0]["choices"][2]["bits"]
+    bits = choices_of(MODELS[0], MODELS[0]["settings"][0])[2]["bits"]
 
     def says(t, l, name):
         rank = 1 + sum(v > fisher[t][l] for v in fisher[t])
@@ -192,7 +256,7 @@ def download(page, tmp_path):
 def test_painting_and_the_downloaded_policy(page, tmp_path):
     """By pointer and by keyboard; averages and prediction follow; adatsq loads the file."""
     data = MODELS[0]
-    stored = data["settings"][0]["choices"][1]
+    stored = choices_of(data, data["settings"][0])[1]
     page.locator("[name=budget]").press("ArrowRight")
     bits = np.array([[int(b) for b in row] for row in stored["bits"]])
     policy = download(page, tmp_path)

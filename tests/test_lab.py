@@ -97,6 +97,18 @@ def run_live(explorer, text: str) -> dict:
     return now
 
 
+def search_live(explorer, budget: float) -> None:
+    """A search for another budget than the stored ones, and a run of what it finds."""
+    before, form = seen(explorer), explorer.locator("form.search")
+    form.locator("[name=wanted]").fill(str(budget))
+    form.locator("[name=width]").fill("1")
+    form.locator("button").click()
+    now = wait_until_moved(explorer, before, {"average"}, {"quantized", "difference"}, "search", seconds=120)
+    assert explorer.locator("form.live output").inner_text() == "done"
+    assert 3 < float(now["numbers"]["average"]) <= budget and now["numbers"]["error"].endswith(", live")
+    assert now["numbers"]["note"].startswith("Your policy")
+
+
 def test_the_explorer_moves_with_its_model_behind_it(lab, window, tmp_path):
     url, token = lab
     with watched(window, own=(url, url.replace("http", "ws", 1))) as tab:
@@ -124,3 +136,4 @@ def test_the_explorer_moves_with_its_model_behind_it(lab, window, tmp_path):
             heat_map.press(key)
         assert seen(explorer)["numbers"]["psnr"] == "not run"
         run_live(explorer, "")  # the prompt of the list, the policy just painted
+        search_live(explorer, 3.2)

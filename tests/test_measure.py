@@ -130,7 +130,9 @@ def test_missing_rows_are_listed_and_nothing_runs(tmp_path, monkeypatch, capsys)
     gone = {
         job: set(said[job].split(": ")[1].split("; ")) - set(again[job].split(": ")[1].split("; "))
         for job in said
+        if job != "m costs"
     }
+    assert (said["m costs"], again["m costs"]) == ("whole", "2 missing: rtn W4A4; adatsq W3A3.1")
     assert gone["m benchmark"] == {"fp", "rtn W4A4", "adatsq W3A3.1"} and gone["m peers"] == {"hqq W4A16"}
     rows = {"search": ["paper", "lagrangian"], "w_bits": 3, "budget": 3.1, "n": [32, 8]}
     pd.DataFrame(rows).to_csv(out / "m-search-compare.csv", index=False)
@@ -151,12 +153,29 @@ def test_side_by_side_records_no_seconds(options, alone, monkeypatch, tmp_path):
     jobs = ["--jobs", "peers", "benchmark", "search"]
     monkeypatch.setattr(sys, "argv", ["measure", "--models", "x", "y", *jobs, *options])
     measure.main()
-    first, (chain, other) = ran
+    first, (chain, other), last = ran
+    assert last == [[]]
     assert [name for name, _ in first[0]][:1] == alone and not any("--shared" in c for _, c in first[0])
     names = [name for name, _ in chain]
     assert names == [f"x {job}" for job in ("peers", "benchmark", "search") if f"x {job}" not in alone]
     assert [name.replace("x", "y") for name in names] == [name for name, _ in other]
     assert {name for name, command in chain if "--shared" in command} == set(names) - {"x search"}
+
+
+def test_costs_are_measured_last_and_never_beside_others(monkeypatch):
+    ran = []
+    monkeypatch.setattr(measure, "run", lambda chains, *rest: ran.append(chains) or [])
+    monkeypatch.setattr(measure.signal, "signal", lambda *args: None)
+    jobs = ["--jobs", "costs", "benchmark", "--side-by-side"]
+    monkeypatch.setattr(sys, "argv", ["measure", "--models", "x", "y", *jobs])
+    measure.main()
+    first, chains, last = ran
+    assert first == [[]] and [[name for name, _ in chain] for chain in chains] == [
+        ["x benchmark"],
+        ["y benchmark"],
+    ]
+    ((one, two),) = last
+    assert (one[0], two[0]) == ("x costs", "y costs") and "--shared" not in [*one[1], *two[1]]
 
 
 @pytest.mark.parametrize("job", measure.JOBS)

@@ -195,7 +195,7 @@ def test_the_card_is_a_picture_of_stored_results():
     data = card.load_data(card.RESULTS / card.STORED)
     with Image.open(io.BytesIO(card.draw(data))) as picture:
         assert picture.size == card.SIZE
-    other = {**data, "settings": data["settings"][:1]}
+    other = {**data, "settings": data["settings"][:1], "prompts": data["prompts"][:1]}  # fewer pictures
     assert card.draw(other) != card.draw(data)
 
 

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from adatsq import plots_tables, search_compare, tables_ablation
+from adatsq import plots_tables, search_compare, tables_ablation, tables_steps
+from adatsq.policy import Policy, act_layers
+from adatsq.trace import record
 
 
 @pytest.fixture
@@ -97,6 +99,25 @@ def test_shares_and_how_many_entries_would_have_to_change(found):
     plt.close("all")
 
 
+def test_shares_of_stored_policies_are_counted(tmp_path, tiny_pipe):
+    trace = record(tiny_pipe, ["a red circle"], num_inference_steps=2, progress=False)
+    bits = np.full((2, len(act_layers(trace))), 3)
+    bits.flat[:7], bits.flat[7:10] = 8, 4
+    Policy.of(trace, bits).save(tmp_path / "m-policy-adatsq+ladder-w3a3.6.json")
+    Policy.of(trace, 4).save(tmp_path / "m-policy-adatsq-w4a4.json")
+    Policy.of(trace, 8).save(tmp_path / "m2-policy-adatsq-w4a4.json")
+    table = tables_ablation.policies(tmp_path, "models/m")
+    assert table.index.tolist() == ["adatsq W4, 4 bits", "adatsq+ladder W3, 3.6 bits"]
+    assert table.loc["adatsq+ladder W3, 3.6 bits"].tolist() == [
+        1 - 10 / bits.size,
+        3 / bits.size,
+        7 / bits.size,
+    ]
+    assert table.loc["adatsq W4, 4 bits"].tolist() == [0, 1, 0]
+    assert "of the 1 policies picked for 3.6" in tables_ablation.alike(table)
+    assert tables_ablation.policies(tmp_path, "other").empty
+
+
 def test_only_policies_of_the_papers_average_can_be_like_it():
     """80 / 10 / 10 are 3.6 bits: a policy at 3.1 cannot have these shares, whatever it is."""
     shares = {
@@ -122,9 +143,9 @@ def test_policies_that_are_not_measured_are_named(found):
 
 
 def test_errors_along_and_at_the_end_of_runs(found):
-    last = tables_ablation.last_errors(found.steps)
+    last = tables_steps.last_errors(found.steps)
     assert last["paper"].to_dict() == {2: pytest.approx(0.4), 3: pytest.approx(0.6)}
-    along = tables_ablation.along(found.steps, 3)
+    along = tables_steps.along(found.steps, 3)
     figure = plots_tables.errors(along, last, "title")
     assert [text.get_text() for text in figure.axes[1].texts] == list(last) or len(figure.axes[1].texts) == 2
     assert len(plots_tables.errors(along, last.iloc[:1], "title").axes) == 1  # one length: nothing to compare

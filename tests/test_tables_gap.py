@@ -65,6 +65,43 @@ def test_missing_rows_are_named(rows):
     assert list(tables_gap.sentences("m", rows)) == ["m: not measured at 3.1 bits"]
 
 
+def test_what_8_bits_leave_is_the_weights(tmp_path):
+    """At 20 dB and 23.01 dB half of the squared error goes; the aim of a half takes all of it."""
+    half = 20 + 10 * np.log10(2)
+    found = pictures(uniform=[20.0] * 8, eight=[half] * 8).replace("eight", "uniform 8")
+    assert tables_gap.reachable(found) == pytest.approx((0.5, 0.5, 0.5))
+    said = tables_gap.floor_sentence("m", found)
+    assert "close 50% of the gap" in said and said.endswith("takes 100% of all that activation bits can give")
+    less = pictures(uniform=[20.0] * 8, eight=[21.0] * 8).replace("eight", "uniform 8")
+    said = tables_gap.floor_sentence("m", less)
+    assert "the other 79% are the weights': no policy" in said and said.endswith("expected to meet the aim")
+    for rows in (pd.DataFrame(), pictures(uniform=[20.0]), pictures(eight=[20.0])):
+        assert tables_gap.floor_sentence("m", rows) == "m: 8 bits everywhere are not measured"
+    other = pd.concat([pictures(uniform=[20.0] * 3), pictures(eight=[22.0] * 8)])
+    other = other.replace("eight", "uniform 8")
+    assert tables_gap.reachable(other) is None  # of other pictures
+
+
+def test_all_prompts_count_once_each():
+    """Four pictures of a prompt that are alike are one: the interval is that of 30 prompts, not of 120."""
+    random, rows = np.random.default_rng(0), []
+    before = np.repeat(random.gamma(4.0, 10.0, 30), 4)
+    after = np.repeat(0.5 * before[::4] * np.exp(0.3 * random.standard_normal(30)), 4)
+    for method, a_bits, errors in (("hadamard+gptq", 3.0, before), ("hadamard+gptq+lagrangian", 3.1, after)):
+        psnr = 10 * np.log10(255.0**2 / errors)
+        place = {"method": method, "w_bits": 3, "a_bits": a_bits}
+        rows.append(pd.DataFrame({**place, "prompt": np.repeat(range(30), 4), "psnr": psnr}))
+    images = pd.concat(rows)
+    ((_, row),) = tables_gap.of_all_prompts(images).iterrows()
+    share, low, high = tables_gap.share_closed(before[::4], after[::4])
+    assert (row.value, row.ci_low, row.ci_high) == pytest.approx((share, low, high)) and row.n == 30
+    (said,) = tables_gap.all_sentences("m", images)
+    assert said.startswith(
+        "m, 30 prompts, from `hadamard+gptq`: `hadamard+gptq+lagrangian` closes the gap by "
+    )
+    assert list(tables_gap.all_sentences("m", images[:120])) == ["m: not measured at 3.1 bits"]
+
+
 def test_the_judged_gap():
     totals = {"fp": 0.9, "hadamard+gptq W3A3": 0.5, "adatsq W3A3.1": 0.7, "adatsq+lagrangian W3A3.1": 0.8}
     table = pd.DataFrame({"name": totals.keys(), "metric": "total", "value": totals.values()})

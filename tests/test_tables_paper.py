@@ -122,43 +122,10 @@ def test_a_table_says_which_of_its_rows_are_not_measured(scores):
     absent = full[~full.index.isin(table.index)]
     assert {"smoothquant W4A4", "svdquant W3A3", "adatsq W3A3.1", "adatsq W3A3.6"} <= set(absent.index)
     assert set(absent.iloc[:, 0]) == {"not measured"} and set(absent.iloc[:, 1]) == {""}
-    assert len(full) == 1 + 2 * len(ORDER[1:]) + 4  # four searched methods, two budgets at three bits
-    assert list(full.index[:3]) == ["fp", "rtn W4A4", "smoothquant W4A4"]
+    assert len(full) == 1 + 2 * len(ORDER[1:]) + 6  # six searched methods have two budgets at three bits
+    assert list(full.index[:3]) == ["fp", "rtn W4A4", "gptq W4A4"]
     four = tables_paper.complete(table, (4,))
     assert set(four.index) == {name for name in full.index if "W3" not in name}
-
-
-def test_sizes_follow_from_bytes_and_bits(scores):
-    row = tables_paper.saved(scores).loc["adatsq W4A4"]
-    assert row["parameters, M"] == pytest.approx(2000 / 1e6)  # 1000 bytes of 4 bits each
-    assert row["smaller by"] == pytest.approx(row["16 bit, MB"] / row["saved, MB"]) == 4
-
-
-def test_costs_show_what_a_row_needs(scores):
-    table = tables_paper.costs(scores, ("adatsq", "svdquant"))
-    assert table.at["adatsq W4A4", "search, s"] == 2.5 and table.at["adatsq W4A4", "Fisher, s"] == 9.5
-    assert "svdquant W4A4" not in table.index  # nothing but a Fisher information that it does not use
-
-
-def test_what_a_search_of_groups_cost_and_had_to_choose_from(scores):
-    """With and without seconds, with and without a choice; no line for rows that have no such search."""
-    place = scores.table[scores.table.name == "q-dit W4A4"].iloc[[0]]
-    facts = {"group_tried": 1, "group_calls": 50, "group_mean": 128, "group_s": 2.5}
-    layers = {"group_32_layers": 7, "group_128_layers": 4, "group_192_layers": 0}
-    more = [place.assign(metric=metric, value=value) for metric, value in {**facts, **layers}.items()]
-    found = tables.Scores(pd.concat([scores.table, *more]), scores.paired)
-    wanted = (
-        "inputs: 32 (7 layers), 128 (4 layers); of no layer: 192. Taken: the largest that divide, without a"
-    )
-    said = tables_paper.group_search(found, "q-dit W4A4")
-    assert wanted in said and said.endswith("search, 128 on average; 1 assignments, 50 calls, 2.5 s")
-    assert tables_paper.costs(found, ("q-dit",)).at["q-dit W4A4", "group sizes, calls"] == 50
-    found.table.loc[found.table.metric == "group_tried", "value"] = 20
-    shared = tables.Scores(found.table[~found.table.metric.str.endswith("_s")], found.paired)
-    said = tables_paper.group_search(shared, "q-dit W4A4")
-    assert said.endswith("Taken: the best of those tried, 128 on average; 20 assignments, 50 calls")
-    assert tables_paper.costs(shared, ("q-dit",)).columns.tolist() == ["group sizes, calls"]
-    assert tables_paper.group_search(scores, "q-dit W4A4") is None
 
 
 def test_a_dimension_counts_if_it_can_be_told_from_zero(scores):

@@ -3,12 +3,13 @@
 from diffusers import DiffusionPipeline
 
 from adatsq.cuda import devices, sharing
+from adatsq.cuda.graphs import record_calls
 from adatsq.cuda.linear import PackedLinear
 from adatsq.linear import QuantLinear
 
 
 def accelerate(
-    pipe: DiffusionPipeline, fast_accumulation: bool = False, verbose: bool = True
+    pipe: DiffusionPipeline, fast_accumulation: bool = False, verbose: bool = True, graphs: bool = False
 ) -> DiffusionPipeline:
     """Replace the `QuantLinear`s of pipe.transformer by `PackedLinear`s, in place, and return the pipeline.
 
@@ -18,7 +19,8 @@ def accelerate(
     falls from the first on. Without CUDA the same is computed in plain torch.
 
     fast_accumulation: FP8 products in the tensor cores' fast mode, about 10% faster, whose sums are cut off
-    to 14 bits (`exact`). verbose: print what this device uses, and why.
+    to 14 bits (`exact`). verbose: print what this device uses, and why. graphs: record each call of the
+    transformer as a CUDA graph (`graphs`), which pays from the second picture on.
 
     Raises ValueError if the pipeline is not quantized.
     """
@@ -31,6 +33,8 @@ def accelerate(
             transformer.set_submodule(name, PackedLinear(layer, fast_accumulation))
     layers.clear()
     sharing.assign(transformer, PackedLinear)
+    if graphs:
+        record_calls(transformer)
     if verbose:
         print(devices.note(transformer.device))
     return pipe

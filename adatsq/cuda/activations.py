@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adatsq import integer
-from adatsq.cuda import devices
+from adatsq.cuda import devices, rotation_kernel
 from adatsq.cuda.packing import UNIT
 from adatsq.rotation import block_size, rotate, signs
 
@@ -46,8 +46,11 @@ def quantize(
     behalf of the weights that the codes will meet (`packing`). finite: an int32 tensor of one element,
     which becomes 0 if a token is NaN or infinite, and is left alone otherwise; nothing waits for it.
     """
-    inputs = x.shape[1]
-    kernel = devices.abilities(x.device).triton and inputs <= WIDEST and x.numel() > 0
+    inputs, can = x.shape[1], devices.abilities(x.device)
+    if rotation and can.nvrtc and x.numel() > 0 and rotation_kernel.fits(x, smoothing):
+        table = _signs(block_size(inputs), seed, x.device, as_bits=True)
+        return rotation_kernel.rotate_rows(x, bits, clip, table, dtype, finite)
+    kernel = can.triton and inputs <= WIDEST and x.numel() > 0
     if rotation and not (kernel and block_size(inputs) >= 256):
         # The kernel multiplies Hadamard matrices of at least 16 x 16: only toy models have less.
         x = rotate(x.float() if smoothing is None else x.float() / smoothing.float(), seed)
@@ -69,10 +72,11 @@ def quantize(
 _tables: dict[tuple, Tensor] = {}
 
 
-def _signs(block: int, seed: int | None, device: torch.device) -> Tensor:
-    """The rotation's signs on the device, made once."""
-    key = block, seed, device
+def _signs(block: int, seed: int | None, device: torch.device, as_bits: bool = False) -> Tensor:
+    """The rotation's signs on the device, made once: float32, or bfloat16 zeros that have them."""
+    key = block, seed, device, as_bits
     if key not in _tables:
         with torch.inference_mode(False):
-            _tables[key] = signs(block, seed).to(device)
+            table = signs(block, seed)
+            _tables[key] = (table.bfloat16() * 0 if as_bits else table).to(device)
     return _tables[key]

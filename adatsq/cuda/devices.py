@@ -9,10 +9,12 @@ import torch
 
 
 class Abilities(NamedTuple):
-    """triton: kernels compile and run right. e4m3: FP8 tensor cores whose promoted sums `exact` describes."""
+    """triton: kernels compile and run right. e4m3: FP8 tensor cores whose promoted sums `exact` describes.
+    nvrtc: the rotation in CUDA C++ does too (`rotation_kernel`); without it, Triton's."""
 
     triton: bool
     e4m3: bool
+    nvrtc: bool = False
 
     def products(self) -> str:
         """What multiplies integers, in words."""
@@ -42,7 +44,7 @@ def _abilities(device: torch.device) -> Abilities:
     # From CUDA 12.9 on, cuBLAS takes a scale per row and answers in any dtype.
     cuda = tuple(int(part) for part in (torch.version.cuda or "0").split("."))
     hopper = torch.version.hip is None and torch.cuda.get_device_capability(device) == (9, 0)
-    return Abilities(_triton_works(device), hopper and cuda >= (12, 9))
+    return Abilities(_triton_works(device), hopper and cuda >= (12, 9), _nvrtc_works(device))
 
 
 def _triton_works(device: torch.device) -> bool:
@@ -63,6 +65,27 @@ def _triton_works(device: torch.device) -> bool:
     return False
 
 
+def _nvrtc_works(device: torch.device) -> bool:
+    """Whether torch compiles the rotation's source and it computes what plain torch does; if not, warns."""
+    from adatsq import integer, rotation
+    from adatsq.cuda.rotation_kernel import rotate_rows
+
+    try:
+        with torch.cuda.device_of(torch.empty(0, device=device)):
+            x = torch.arange(2 * 3072, device=device).remainder(17).sub(8).to(torch.bfloat16).view(2, 3072)
+            zeros = (rotation.signs(1024) * 0).to(device, torch.bfloat16)  # and minus zeros
+            found, _ = rotate_rows(x, 4, 1.0, zeros, torch.int8, None)
+        z = rotation.rotate(x.float())
+        off = (integer.quantize(z, integer.absmax_scale(z, 4), 4) - found).abs()
+        if off.max() <= 1 and off.sum() <= 60:
+            return True
+        reason = "in a trial it computed something else"
+    except Exception as error:  # no NVRTC, a torch that calls it by another name
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    warnings.warn(f"The rotation in CUDA C++ fails on {device} ({reason}): Triton rotates", stacklevel=2)
+    return False
+
+
 def _wrong_kernel(device: torch.device) -> str | None:
     """Which kernel does not compute what plain torch does; None if all do."""
     from adatsq import integer, packing, rotation
@@ -80,7 +103,7 @@ def _wrong_kernel(device: torch.device) -> str | None:
         one, exact = torch.ones(2, 1, device=device), codes.float() @ codes.float().T
         if not torch.equal(multiply_int8(codes, one, codes, one, None, torch.float32), exact):
             return "the product of integers"
-        if not torch.equal(multiply_few(codes.float(), codes, one, None), exact):
+        if not torch.equal(multiply_few(codes.float(), packing.pack(codes, 4), one, None), exact):
             return "the product of few rows"
         x = codes.to(torch.bfloat16)
         rows, _ = quantize_rows(x, 4, 1.0, rotation.signs(256).to(device), None, torch.int8, None)

@@ -24,6 +24,7 @@ from diffusers import DiffusionPipeline
 import adatsq
 from adatsq.cuda import devices
 from adatsq.cuda.full_size_models import MODELS, PROMPTS, build
+from adatsq.cuda.graphs import record_calls
 from adatsq.cuda.measuring import COLUMNS, Rows, call_seconds, phase, steady, tensor_bytes, versions
 from adatsq.models import SAMPLING_FILE
 from adatsq.trace import Trace
@@ -121,8 +122,13 @@ class Run:
         self.write(method, found)
 
     def compiled(self, pipe: DiffusionPipeline, method: dict) -> None:
+        """Compiled, then with each step a CUDA graph: recorded in one run, replayed in the next."""
         pipe.transformer.compile_repeated_blocks()
         self.generate(pipe, method, "generate_compiled", "step_compiled_s")
+        if self.device.type == "cuda":
+            record_calls(pipe.transformer)
+            self.generate(pipe, method, "record_graphs", "step_recorded_s")
+            self.generate(pipe, method, "generate_graphs", "step_graphs_s")
 
     def quantize(self, pipe: DiffusionPipeline) -> None:
         args, start = self.args, time.perf_counter()
@@ -194,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=float, default=4.0, help="average activation bits")
     parser.add_argument("--beam", type=int, default=2, help="paths that the search keeps")
     parser.add_argument("--packed", action="store_true", help="only load what was saved, and generate")
-    parser.add_argument("--compile", action="store_true", help="generate a second time, compiled")
+    parser.add_argument("--compile", action="store_true", help="generate again compiled, and as CUDA graphs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("data/results/full-size.csv"))
     parser.add_argument("--commit", help="recorded with each row; by default what git says")

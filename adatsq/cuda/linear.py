@@ -166,11 +166,11 @@ def _packed_linear(
         sharing.forget(x.device)
         if zero is not None:  # codes that the kernel does not know
             codes = files.unpack(packing.trimmed(planes, shape), w_bits, shape)
+        elif a_bits == 16 and _few(x, scale.shape[1]):
+            return _times_few(x, planes, scale, bias, smoothing, rotation, seed, finite)
         else:
             with torch.cuda.device_of(x):
                 codes = packing.unpack(planes, shape, torch.int8, packing.shared_buffer(planes))
-            if a_bits == 16 and _few(x):
-                return _times_few(x, codes, scale, bias, smoothing, rotation, seed, finite)
         linear = QuantLinear(
             codes,
             scale,
@@ -214,13 +214,18 @@ def _(x: Tensor, planes: Tensor, *others) -> Tensor:
 packed_linear = torch.ops.adatsq.packed_linear.default
 
 
-def _few(x: Tensor) -> bool:
-    return 0 < x.numel() <= FEW * x.shape[-1] and devices.abilities(x.device).triton
+def _few(x: Tensor, groups: int) -> bool:
+    inputs = x.shape[-1]
+    if not 0 < x.numel() <= FEW * inputs or not devices.abilities(x.device).triton:
+        return False
+    from adatsq.cuda.few_rows_kernel import fits
+
+    return fits(inputs, groups)
 
 
 def _times_few(
     x: Tensor,
-    codes: Tensor,
+    planes: Tensor,
     scale: Tensor,
     bias: Tensor | None,
     smoothing: Tensor | None,
@@ -236,10 +241,9 @@ def _times_few(
         rows = rows.float() / smoothing.float()
     if rotation:
         rows = rotate(rows.float(), seed)
-    finite.logical_and_(torch.isfinite(rows).all())
     with torch.cuda.device_of(x):
-        y = multiply_few(rows.to(x.dtype), codes, scale, bias)
-    return y.view(*x.shape[:-1], len(codes))
+        y = multiply_few(rows.to(x.dtype), planes, scale, bias, finite)
+    return y.view(*x.shape[:-1], len(scale))
 
 
 def _noting(linear: QuantLinear, x: Tensor, finite: Tensor) -> Tensor:

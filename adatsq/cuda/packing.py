@@ -74,6 +74,11 @@ def shared_buffer(planes: Tensor) -> Tensor:
     return buffer
 
 
+def buffers(device: torch.device) -> list[Tensor]:
+    """The shared buffers on this device."""
+    return [buffer for place, buffer in _buffers.items() if place == device]
+
+
 def buffer_bytes(device: torch.device) -> int:
     """What the shared buffers on devices of this kind take now."""
     return sum(buffer.nbytes for place, buffer in _buffers.items() if place.type == device.type)

@@ -4,9 +4,10 @@ python -m adatsq.cuda.benchmark --steps --model flux-dev    on the GPU; writes d
 python -m adatsq.cuda.benchmark --steps --cpu --eager       in small, on plain torch: that it runs
 
 The transformer is at its full size with random weights (`full_size_models`), all blocks of it. A row is
-written as soon as it is measured; a library that is missing or fails is a row that says why. error: of the
-answer, relative to bfloat16's; weight_bytes: of all the transformer's tensors; peak_bytes: these and what a
-step needs; tops: operations of the quantised linears alone over the whole step, so that it is a lower bound.
+written as soon as it is measured; a library that is missing or fails is a row that says why. mode: "graph" is
+compiled, and the call a CUDA graph. error: of the answer, relative to bfloat16; weight_bytes: of all tensors
+there; peak_bytes: these and what a step needs; tops: operations of the quantised linears alone
+over the whole step, so that it is a lower bound. --profile: milliseconds by kind of kernel.
 """
 
 import argparse
@@ -23,13 +24,14 @@ from torch import Tensor, nn
 
 import adatsq
 from adatsq.call import layer_inputs
-from adatsq.cuda import devices, packing
+from adatsq.cuda import devices, graphs, packing
 from adatsq.cuda.full_size_models import build
 from adatsq.cuda.measuring import Rows, tensor_bytes, versions
 from adatsq.cuda.timing import milliseconds
 from adatsq.models import quantizable
 from adatsq.peers.steps import PEERS, Peer
 
+FAST = " fast"  # end of the name of a method with fast sums
 OURS = {4: (4, 8), 3: (3, 4)}  # w_bits: activation bits, all on the same packed weights
 SHOWN = [
     "method",
@@ -129,18 +131,21 @@ class Steps:
     def bf16(self) -> None:
         self.attempt({"method": "bf16", "w_bits": 16, "a_bits": 16}, lambda module: None)
 
-    def ours(self, w_bits: int) -> None:
+    def ours(self, w_bits: int, fast: bool = False) -> None:
         """Hadamard rotation, rounded to nearest: what GPTQ finds has the same form and costs the same.
 
         Modulation linears have the same bits in their weights, all other weights that are quantised too.
+        fast: sums in the tensor cores' fast mode, which is not exact (`accelerate`).
         """
 
         def quantize(module: nn.Module) -> None:
             pipe = SimpleNamespace(transformer=module)
             adatsq.hadamard(pipe, None, w_bits, 4, modulation_bits=w_bits, progress=False)
-            adatsq.accelerate(pipe, verbose=False)
+            adatsq.accelerate(pipe, fast_accumulation=fast, verbose=False)
 
-        self.attempt({"method": "adatsq", "w_bits": w_bits, "a_bits": 4}, quantize, OURS[w_bits])
+        bits = (w_bits,) if fast else OURS[w_bits]
+        method = f"adatsq{' fast sums' if fast else ''}"
+        self.attempt({"method": method, "w_bits": w_bits, "a_bits": w_bits}, quantize, bits)
 
     def peer(self, name: str, peer: Peer) -> None:
         of = {"method": name, "w_bits": peer.w_bits, "a_bits": peer.a_bits}
@@ -166,7 +171,11 @@ class Steps:
                 start = time.perf_counter()
                 if mode == "compiled":
                     module.compile_repeated_blocks()
+                if mode == "graph":  # of what was compiled before
+                    graphs.record_calls(module)
                 answer(module, self.arguments)
+                if mode == "graph" and not all(module._adatsq_graphs.recorded.values()):
+                    raise RuntimeError("its call cannot be a CUDA graph")
                 of = {**of, "first_call_s": time.perf_counter() - start}
                 for found in self.variants(module, of, a_bits):
                     self.add({**found, "mode": mode})
@@ -197,7 +206,7 @@ class Steps:
             found["peak_bytes"] = torch.cuda.max_memory_allocated(self.device) - others
         ms = milliseconds(lambda: answer(module, self.arguments), self.device, self.repeats, 2)
         if self.profiled:
-            found["kernel_ms"] = kernel_ms(lambda: answer(module, self.arguments), self.device)
+            found |= kernel_ms(lambda: answer(module, self.arguments), self.device)
         return {
             "ms": ms,
             "error": float((y - self.expected).norm() / self.expected.norm()),
@@ -220,10 +229,26 @@ class Steps:
             torch.cuda.empty_cache()
 
 
-def kernel_ms(call: Callable, device: torch.device) -> float:
-    """Milliseconds of all kernels of a call; prints those that take longest.
+# What stands in a kernel's name, in the order in which it is looked for. All else is elementwise, or small.
+KINDS = {
+    "attention": ("sdpa", "attention", "flash", "fmha"),
+    "unpack": ("_unpack",),
+    "round": ("_quantize_rows", "rotate_rows"),
+    "linear": ("nvjet", "gemm", "cutlass", "_multiply", "gemv", "splitK", "matmul", "kernel_int8"),
+}
 
-    If that is far below the time of the call, the device waits for the CPU to launch them.
+
+def kind_of(kernel: str) -> str:
+    """attention, unpack, round, linear or rest. A fused kernel of inductor names all that it does."""
+    if kernel.startswith("triton_"):
+        return "rest"
+    return next((kind for kind, parts in KINDS.items() if any(p in kernel for p in parts)), "rest")
+
+
+def kernel_ms(call: Callable, device: torch.device) -> dict[str, float]:
+    """Milliseconds of the kernels of a call, all of them and by kind; prints those that take longest.
+
+    If all are far below the time of the call, the device waits for the CPU to launch them.
     """
     activity = torch.profiler.ProfilerActivity
     activities = [activity.CPU, *([activity.CUDA] if device.type == "cuda" else [])]
@@ -236,7 +261,10 @@ def kernel_ms(call: Callable, device: torch.device) -> float:
     calls = {event.key: event.count for event in events}
     for name in sorted(times, key=times.get, reverse=True)[:20]:
         print(f"{times[name]:9.3f} ms {calls[name]:6d} x {name[:90]}", flush=True)
-    return sum(times.values())
+    kinds = {f"{kind}_ms": 0.0 for kind in (*KINDS, "rest")}
+    for name, ms in times.items():
+        kinds[f"{kind_of(name)}_ms"] += ms
+    return {"kernel_ms": sum(times.values()), **kinds}
 
 
 def with_gains(table: pd.DataFrame) -> pd.DataFrame:
@@ -254,7 +282,8 @@ def shown(table: pd.DataFrame) -> str:
 
 def chosen(only: str) -> list[str]:
     """Methods whose name contains one of the parts of "a,b,c". ValueError if none does."""
-    names = ("bf16", *(f"adatsq W{w_bits}" for w_bits in OURS), *PEERS)
+    ours = (f"adatsq W{w_bits}{mode}" for w_bits in OURS for mode in ("", FAST))
+    names = ("bf16", *ours, *PEERS)
     found = [name for name in names if any(part in name for part in only.split(","))]
     if not found:
         raise ValueError(f"no method's name contains {only!r}: choose of {', '.join(names)}")
@@ -267,7 +296,7 @@ def run(options: argparse.Namespace, device: torch.device) -> pd.DataFrame:
     name = f"{options.model}{'-tiny' if options.cpu else ''}, random weights"
     fixed = {"model": name, "seed": 0, "n": options.repeats, "failed": "", **versions(device, options.commit)}
     rows = Rows(options.output, fixed, keys=("model", "method", "w_bits", "a_bits", "mode", "device"))
-    modes = ("eager",) if options.eager else ("eager", "compiled")
+    modes = ("eager",) if options.eager else ("eager", "compiled", "graph")
     steps = Steps(options.model, device, rows, options.cpu, options.repeats, modes, options.profile)
     for name in chosen(options.only):
         start = time.perf_counter()
@@ -276,7 +305,7 @@ def run(options: argparse.Namespace, device: torch.device) -> pd.DataFrame:
         elif name in PEERS:
             steps.peer(name, PEERS[name])
         else:
-            steps.ours(int(name[-1]))
+            steps.ours(int(name.removesuffix(FAST)[-1]), name.endswith(FAST))
         print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
     rows.write()  # the gains of rows that were measured before bfloat16's
     print(shown(rows.table[rows.table["model"] == fixed["model"]]))

@@ -37,6 +37,8 @@ class Peer:
 
 
 PEERS = {
+    # first: after some of the others, in the same process, its backward pass fails
+    "modelopt": Peer("nvidia-modelopt", "modelopt", modelopt.modelopt, ((5, 16), (5, 8))),
     "quanto": Peer(
         "optimum-quanto", "optimum.quanto", quanto.quanto, ((8, 16), (4, 16), (2, 16), (8, 8), (4, 8))
     ),
@@ -45,7 +47,6 @@ PEERS = {
     "bnb-nf4": Peer("bitsandbytes", "bitsandbytes", bitsandbytes.nf4, ((4, 16),)),
     "bnb-int8": Peer("bitsandbytes", "bitsandbytes", bitsandbytes.int8, ((8, 8),)),
     "sdnq": Peer("sdnq", "sdnq", sdnq.sdnq, ((8, 16), (4, 16), (3, 16), (2, 16), (8, 8), (4, 8))),
-    "modelopt": Peer("nvidia-modelopt", "modelopt", modelopt.modelopt, ((5, 16), (5, 8))),
 }
 
 

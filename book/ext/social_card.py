@@ -21,10 +21,11 @@ from PIL import Image
 
 import adatsq
 from adatsq import plots
-from adatsq.explorer import load_data
+from adatsq.explorer import choices_of, load_data, place_of
 
 RESULTS = Path(adatsq.__file__).resolve().parents[1] / "data" / "results"
 STORED = "flux-dev-mini-explorer.json"
+SHOWN = {"method": "paper", "w_bits": 3, "tau": 1.0, "beam": 4, "budget": 3.6}  # of it
 IMAGE = "_static/social-card.png"
 SIZE = (1200, 630)  # pixels
 ALT = "Activation bits by timestep and layer, and pictures of coloured shapes at full precision and quantized"
@@ -35,11 +36,12 @@ REDIRECT = '<!DOCTYPE html>\n<meta http-equiv="Refresh" content="0; url={first}.
 
 
 def draw(data: dict) -> bytes:
-    """PNG of a policy of a stored sweep, at the middle budget, beside two of its pictures and their twins."""
+    """PNG of a policy of a stored sweep beside its first pictures, at most two, and their twins."""
     plots.style()
     plt.rcParams["savefig.bbox"] = "standard"  # to the pixel
-    setting = min(data["settings"], key=lambda one: one["w_bits"])
-    choice = sorted(setting["choices"], key=lambda one: one["budget"])[len(setting["choices"]) // 2]
+    place = place_of(data, **SHOWN)
+    setting = data["settings"][place["setting"]]
+    choice = choices_of(data, setting)[place["budget"]]
     figure = plt.figure(figsize=(SIZE[0] / 100, SIZE[1] / 100), dpi=100, layout="none")
     figure.text(0.05, 0.84, "AdaTSQ, executed", fontsize=40, fontweight="bold", color=plots.INK)
     said = "How many bits does a diffusion transformer need, when, and in which layer?"
@@ -58,7 +60,7 @@ def draw(data: dict) -> bytes:
         fontsize=14,
         fontweight="normal",
     )
-    for column, (prompt, twin) in enumerate(list(zip(data["prompts"], choice["images"]))[1:3]):
+    for column, (prompt, twin) in enumerate(list(zip(data["prompts"], choice["images"]))[:2]):
         rows = (("full precision", prompt["image"]), (f"{setting['w_bits']}-bit weights", twin))
         for row, (label, picture) in enumerate(rows):
             ax = figure.add_axes((0.62 + 0.175 * column, 0.41 - 0.32 * row, 0.165, 0.265))

@@ -1,0 +1,140 @@
+// Rotate one token, find the largest, round, cast: `activations.quantize` of bfloat16 rows, in CUDA C++.
+//
+// A thread block has one token, all of it in registers. A Hadamard transform of n = 256 W values is made of
+// log2(n) stages; in stage b, values whose indices differ in bit b become their sum and their difference:
+//   bits 0 to 2    the 8 neighbours that a thread loads at once
+//   bits 3 to 7    lanes of a warp
+//   bits 8 and up  W values that lie 256 apart: exchanged once through shared memory
+// Set at compile time: INPUTS; BLOCK = n; THREADS; E4M3 or not.
+#define W (BLOCK / 256)
+#define EACH (INPUTS / THREADS)              // values of a thread
+#define V (W == 16 ? 2 : 4)                  // neighbours that a thread has after the exchange
+#define GROUPS (EACH / (W * V))
+
+typedef unsigned int u32;
+
+// Of two bfloat16, each the upper half of a float32.
+__device__ __forceinline__ void two_values(u32 word, float* v) {
+    v[0] = __uint_as_float(word << 16);
+    v[1] = __uint_as_float(word & 0xffff0000u);
+}
+
+__device__ __forceinline__ void butterfly(float& a, float& b) {
+    const float sum = a + b;
+    b = a - b;
+    a = sum;
+}
+
+#define MAGIC 12582912.0f  // 1.5 * 2^23, where floats are a whole 1 apart, and end in the bits of an int8
+
+// Two codes, at least 12582912 each too large, as two bytes: int8 or e4m3.
+__device__ __forceinline__ u32 two_bytes(float low, float high) {
+#if E4M3
+    unsigned short two;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(two) : "f"(high - MAGIC), "f"(low - MAGIC));
+    return two;
+#else
+    return __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x7740) & 0xffffu;
+#endif
+}
+
+__device__ __forceinline__ u32 four_bytes(const float* v) {
+    return two_bytes(v[0], v[1]) | two_bytes(v[2], v[3]) << 16;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) rotate_rows(
+    const uint4* __restrict__ x, const uint4* __restrict__ signs, unsigned char* __restrict__ codes,
+    float* __restrict__ scales, int* __restrict__ finite, double largest, double ratio, double unit) {
+    extern __shared__ float shared[];
+    __shared__ u32 tops[32];
+    const float largest_code = (float)largest;
+    const long long row = blockIdx.x;
+    const int t = threadIdx.x;
+    float z[EACH];
+
+#pragma unroll
+    for (int c = 0; c < EACH / 8; c++) {
+        const int chunk = c * THREADS + t;
+        const uint4 word = x[row * (INPUTS / 8) + chunk], sign = signs[chunk % (BLOCK / 8)];
+        float* v = z + 8 * c;
+        two_values(word.x ^ sign.x, v);
+        two_values(word.y ^ sign.y, v + 2);
+        two_values(word.z ^ sign.z, v + 4);
+        two_values(word.w ^ sign.w, v + 6);
+#pragma unroll
+        for (int bit = 1; bit < 8; bit *= 2)
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                if (!(i & bit)) butterfly(v[i], v[i | bit]);
+#pragma unroll
+        for (int bit = 1; bit < 32; bit *= 2) {
+            const float own = t & bit ? -1.0f : 1.0f;
+#pragma unroll
+            for (int i = 0; i < 8; i++) v[i] = fmaf(own, v[i], __shfl_xor_sync(0xffffffffu, v[i], bit));
+        }
+    }
+
+#if W > 1
+#pragma unroll
+    for (int c = 0; c < EACH / 8; c++) {
+        float4* at = (float4*)(shared + 8 * (c * THREADS + t));
+        at[0] = make_float4(z[8 * c], z[8 * c + 1], z[8 * c + 2], z[8 * c + 3]);
+        at[1] = make_float4(z[8 * c + 4], z[8 * c + 5], z[8 * c + 6], z[8 * c + 7]);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) {
+        const int place = (g * THREADS + t) * V;  // among the INPUTS / W values whose upper bits are 0
+        float* v = z + g * W * V;
+#pragma unroll
+        for (int w = 0; w < W; w++)
+#pragma unroll
+            for (int i = 0; i < V; i++) v[w * V + i] = shared[place / 256 * BLOCK + w * 256 + place % 256 + i];
+#pragma unroll
+        for (int bit = V; bit < W * V; bit *= 2)
+#pragma unroll
+            for (int i = 0; i < W * V; i++)
+                if (!(i & bit)) butterfly(v[i], v[i | bit]);
+    }
+#endif
+
+    // As bits, sizes of floats are in the order of integers, infinity and then NaN on top: neither is lost.
+    u32 top = 0;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) top = max(top, __float_as_uint(z[i]) & 0x7fffffffu);
+    top = __reduce_max_sync(0xffffffffu, top);
+    if (t % 32 == 0) tops[t / 32] = top;
+    __syncthreads();
+    top = __reduce_max_sync(0xffffffffu, t % 32 < THREADS / 32 ? tops[t % 32] : 0u);
+    if (t == 0 && top >= 0x7f800000u) *finite = 0;
+    const float norm = rsqrtf((float)BLOCK);
+    const float scale = __uint_as_float(top) * (float)ratio;  // of z, which is still to be divided by sqrt(n)
+    if (t == 0) scales[row] = (scale == 0.0f ? 1.0f : scale * norm) * (float)unit;
+    const float inverse = scale == 0.0f ? 0.0f : 1.0f / scale;
+#pragma unroll
+    for (int i = 0; i < EACH; i++)  // rounds halves to even
+        z[i] = fminf(fmaxf(z[i] * inverse, -largest_code), largest_code) + MAGIC;
+
+    unsigned char* out = codes + row * INPUTS;
+#if W > 1
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) {
+        const int place = (g * THREADS + t) * V;
+        const float* v = z + g * W * V;
+#pragma unroll
+        for (int w = 0; w < W; w++) {
+            unsigned char* at = out + place / 256 * BLOCK + w * 256 + place % 256;
+#if W == 16
+            *(unsigned short*)at = (unsigned short)two_bytes(v[w * V], v[w * V + 1]);
+#else
+            *(u32*)at = four_bytes(v + w * V);
+#endif
+        }
+    }
+#else
+#pragma unroll
+    for (int c = 0; c < EACH / 8; c++) {
+        *(uint2*)(out + 8 * (c * THREADS + t)) = make_uint2(four_bytes(z + 8 * c), four_bytes(z + 8 * c + 4));
+    }
+#endif
+}
