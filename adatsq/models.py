@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import diffusers
@@ -24,7 +25,6 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from adatsq import fits
-from adatsq.linear import PARTS
 
 SAMPLING_FILE = "sampling.json"
 QUANTIZED_FILE = "adatsq.json"
@@ -118,11 +118,11 @@ def kept(transformer: nn.Module) -> pd.DataFrame:
 
     Columns: module ("layers.*": in any block of `layers`), parameters (numbers in all), reason.
     """
-    weights = {f"{layer.name}.{part}" for layer in quantizable(transformer) for part in ("weight", *PARTS)}
+    linears = {layer.name for layer in quantizable(transformer)}
     inside, rows = {name.split(".")[0] for name in block_names(transformer)}, {}
     for name, tensor in transformer.state_dict().items():
-        if name in weights:
-            continue
+        if not name.endswith(".bias") and linears & set(accumulate(name.split("."), "{}.{}".format)):
+            continue  # a linear's weight, or whatever stands for it once it is quantised, by others too
         first, *rest = name.split(".")
         full, module = (".".join([first, "*", *rest]), f"{first}.*") if first in inside else (first, first)
         reason = next((why for pattern, why in REASONS if re.search(pattern, full)), OUTSIDE)

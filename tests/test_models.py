@@ -1,4 +1,5 @@
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,20 @@ def test_blocks_without_a_linear_are_refused():
     assert models.block_names(odd) == ["blocks.0"]
     with pytest.raises(ValueError, match="the blocks of Module hold no linear layer"):
         models.quantizable(odd)
+
+
+def test_linears_that_others_have_quantized_are_not_taken_for_what_stays(tiny_pipe):
+    """Some keep a weight in parts of their own names, below the layer's."""
+    table = models.kept(tiny_pipe.transformer)
+    for layer in models.quantizable(tiny_pipe.transformer):
+        linear = tiny_pipe.transformer.get_submodule(layer.name)
+        parts = {"_data": linear.weight.detach().to(torch.int8), "_scale": torch.ones(layer.out_features)}
+        del linear.weight
+        linear.weight = nn.ParameterDict({k: nn.Parameter(v, requires_grad=False) for k, v in parts.items()})
+    assert models.kept(tiny_pipe.transformer).equals(table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        models.warn_of_missed(tiny_pipe.transformer)
 
 
 def test_load_pipeline_and_its_sampling(tiny_folder, tiny_images):
