@@ -16,6 +16,7 @@ STYLE = """
 .copybtn, .headerlink, .toggle-button, .prev-next-area, .bd-header-article, #jb-print-toc,
 article .brush, article .actions, article form, article input, article button { display: none !important; }
 article select { appearance: none; border: 0; background: none; font: inherit; }
+article a.code-link { text-decoration: none !important; }
 pre { white-space: pre-wrap !important; }
 pre, article div[class*="cell"], article div[class*="highlight"], article .literal-block-wrapper {
     break-inside: auto !important; }
