@@ -45,6 +45,9 @@ PARTS = {
     ("adatsq", "save"): "save",
     ("adatsq", "load"): "load, packed",
     ("adatsq", "generate"): "one run, packed",
+    ("adatsq", "generate_compiled"): "one run, compiling",
+    ("adatsq", "record_graphs"): "one run, recording CUDA graphs",
+    ("adatsq", "generate_graphs"): "one run, with these graphs",
 }
 
 
@@ -143,6 +146,24 @@ def full_size(results: str | Path) -> pd.DataFrame:
             }
             columns[f"{model.partition(',')[0]}, {unit}"] = column
     return pd.DataFrame(columns).dropna(how="all").rename_axis("part").reset_index()
+
+
+def full_size_bytes(results: str | Path) -> pd.DataFrame:
+    """GB (10^9 bytes) of a full-size transformer's tensors and of a pipeline's folder, in 16 bit and packed.
+
+    Two rows per model; empty if `python -m adatsq.cuda.full_size` stored nothing.
+    """
+    file, rows = Path(results) / "full-size.csv", []
+    table = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["model", "method", "metric"])
+    for model, of in table.drop_duplicates(["model", "method", "metric"], keep="last").groupby("model"):
+        values = of.set_index(["method", "metric"])["value"]
+        bits = of.loc[of["method"] == "adatsq", "w_bits"]
+        for metric, says in (("transformer_memory_bytes", "on the device"), ("disk_bytes", "folder")):
+            full, packed = (values.get((method, metric), np.nan) / 1e9 for method in ("fp", "adatsq"))
+            name = model.partition(",")[0]
+            row = {"model": name, "what": says, "weight bits": f"{bits.max():g}" if len(bits) else ""}
+            rows.append(row | {"16 bit": full, "packed": packed, "times smaller": full / packed})
+    return pd.DataFrame(rows)
 
 
 def memories() -> pd.DataFrame:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from adatsq.colors import GREY, METHOD_COLORS, PALE, SERIES
 from adatsq.plots import INK
 from adatsq.roofline import Card
+from adatsq.tables_speed import label
 
 # Kinds of work, so that they differ in lightness too.
 WORK_COLORS = {
@@ -21,7 +22,7 @@ WORK_COLORS = {
     "rounding activations": SERIES[2],
 }
 ROOFS = {"bf16": GREY, "fp8": METHOD_COLORS["adatsq"]}
-MODES = {"eager": PALE, "compiled": SERIES[0]}
+MODES = {"eager": PALE, "compiled": SERIES[0], "graph": SERIES[2]}
 
 
 def read(file: str | Path) -> pd.DataFrame:
@@ -54,6 +55,8 @@ def roofline(floors: pd.DataFrame, card: Card, title: str, measured: pd.DataFram
             kind = "bf16" if part == "bf16 linear" else "fp8"
             if "codes" in rows and kind == "fp8":
                 rows = rows[rows["codes"].isin(["float8_e4m3fn"])]
+            if rows.empty:
+                continue
             at = rows["operations"] / rows["bytes"]
             ax.scatter(at, rows["tops"], s=26, marker=marker, color=ROOFS[kind], label=f"measured: {part}")
         ax.legend(loc="lower right")
@@ -63,7 +66,8 @@ def roofline(floors: pd.DataFrame, card: Card, title: str, measured: pd.DataFram
             low, high = rows["tokens"].min(), rows["tokens"].max()
             said = "1 row" if high == 1 else f"{low:,} to {high:,} rows" if low < high else f"{low:,} rows"
             here = (rows["operations"] / rows["bytes"]).min(), (rows["operations"] / rows["bf16"]).min() / 1e9
-            ax.annotate(said, here, xytext=(4, -14), textcoords="offset points", color=INK, fontsize=8)
+            below = -14 if measured is None or not several else -48  # of what was measured
+            ax.annotate(said, here, xytext=(4, below), textcoords="offset points", color=INK, fontsize=8)
     ax.set(xscale="log", yscale="log", title=title)
     ax.set(xlabel="operations per byte that is moved", ylabel="10¹² operations per second")
     return ax
@@ -73,6 +77,29 @@ def _one_byte(floors: pd.DataFrame) -> pd.Series:
     """Bytes of a product of one-byte codes with an answer in bfloat16."""
     rows, inputs, outputs = floors["tokens"], floors["inputs"], floors["outputs"]
     return inputs * outputs + rows * inputs + 2 * rows * outputs
+
+
+MOVING = {  # kernels that compute next to nothing: part of cuda-shapes.csv, kind of work
+    "unpack": "unpacking weights",
+    "scale, round": "rounding activations",
+    "rotate, scale, round": "rounding activations",
+}
+
+
+def moving(measured: pd.DataFrame, title: str) -> Axes:
+    """Bytes per second of the kernels that only move bytes, over those of a call; dotted: a plain copy."""
+    _, ax = plt.subplots(figsize=(7.0, 3.0))
+    for (part, kind), marker in zip(MOVING.items(), "osD"):
+        rows = measured[measured["part"] == part]
+        if len(rows):
+            rate = rows["bytes"] / rows["ms"] / 1e9
+            ax.scatter(rows["bytes"] / 1e6, rate, s=18, marker=marker, color=WORK_COLORS[kind], label=part)
+    copy = measured["copy_bandwidth"].iloc[-1] / 1e12
+    ax.axhline(copy, color=INK, linewidth=0.8, linestyle=":", label="a copy")
+    ax.set(xscale="log", title=title, xlabel="10⁶ bytes that a call moves", ylabel="10¹² bytes per second")
+    ax.set_ylim(0, 1.1 * copy)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    return ax
 
 
 def work(table: pd.DataFrame, title: str, xlabel: str = "milliseconds per step, at least") -> Axes:
@@ -137,14 +164,14 @@ def _part(row) -> str:
 
 
 def steps(measured: pd.DataFrame, title: str) -> Axes:
-    """Of cuda-steps.csv, one model: ms of each method, eager and compiled; what failed is written instead.
+    """Of cuda-steps.csv, one model: ms of each method in each mode; what failed is written instead.
 
     A dotted line stands at compiled bfloat16, or eager where that is all there is.
     """
-    measured = measured.assign(row=[_method(row) for row in measured.itertuples()])
+    measured = measured.assign(row=[label(row) for row in measured.itertuples()])
     names = list(dict.fromkeys(measured["row"]))
     modes = [mode for mode in MODES if mode in set(measured["mode"])]
-    _, ax = plt.subplots(figsize=(7.0, 1.2 + 0.36 * len(names)))
+    _, ax = plt.subplots(figsize=(7.0, 1.2 + (0.12 + 0.14 * len(modes)) * len(names)))
     width = 0.8 / len(modes)
     for i, mode in enumerate(modes):
         table = measured[measured["mode"] == mode].drop_duplicates("row", keep="last").set_index("row")
@@ -165,7 +192,8 @@ def steps(measured: pd.DataFrame, title: str) -> Axes:
                 va="center",
                 fontsize=6.5,
             )
-    plain = measured[(measured["method"] == "bf16") & (measured["mode"] == modes[-1])]["ms"].dropna()
+    line = "compiled" if "compiled" in modes else "eager"
+    plain = measured[(measured["method"] == "bf16") & (measured["mode"] == line)]["ms"].dropna()
     if len(plain):
         ax.axvline(plain.iloc[-1], color=INK, linewidth=0.8, linestyle=":")
     ax.set_yticks(range(len(names))[::-1], names)
@@ -174,13 +202,8 @@ def steps(measured: pd.DataFrame, title: str) -> Axes:
     ax.margins(x=0.12)
     ax.set(title=title, xlabel="milliseconds per step")
     if len(modes) > 1:
-        ax.legend(loc="lower right")
+        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return ax
-
-
-def _method(row) -> str:
-    """Ours has several widths; the others' names say theirs."""
-    return f"{row.method} W{row.w_bits:g}A{row.a_bits:g}" if row.method == "adatsq" else row.method
 
 
 def full_size(measured: pd.DataFrame, title: str) -> Axes:

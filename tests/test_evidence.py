@@ -21,6 +21,25 @@ def test_every_stored_file_is_counted_once_and_every_command_exists():
         assert importlib.util.find_spec(command.removeprefix("python -m ").split()[0]), command
 
 
+def test_bytes_of_full_size_are_held_against_16_bit(tmp_path):
+    assert evidence.full_size_bytes(tmp_path).empty
+    rows = [("fp", 16, "disk_bytes", 8e9), ("adatsq", 4, "disk_bytes", 2e9), ("adatsq", 4, "search_s", 60)]
+    table = pd.DataFrame(rows, columns=["method", "w_bits", "metric", "value"]).assign(
+        model="big, random weights"
+    )
+    table.to_csv(tmp_path / "full-size.csv", index=False)
+    on_device, folder = evidence.full_size_bytes(tmp_path).to_dict("records")
+    assert folder == {
+        "model": "big",
+        "what": "folder",
+        "weight bits": "4",
+        "16 bit": 8.0,
+        "packed": 2.0,
+        "times smaller": 4.0,
+    }
+    assert pd.isna(on_device["packed"])
+
+
 @pytest.mark.parametrize(("name", "command"), evidence.OF_ALL.items())
 def test_files_of_no_one_model_are_known(name, command, tmp_path):
     pd.DataFrame({"device": ["gpu"], "commit": ["a"]}).to_csv(tmp_path / name, index=False)

@@ -51,7 +51,7 @@ def test_measured_points_come_with_the_file(tmp_path):
     file = tmp_path / "shapes.csv"
     benchmark.main(["--shapes", "--cpu", "--only", "tiny", "--output", str(file)])
     measured = plots_speed.read(file)
-    measured.loc[measured["part"] == "product", "codes"] = "float8_e4m3fn"  # as on a Hopper card
+    measured.loc[measured["codes"].notna(), "codes"] = "float8_e4m3fn"  # as on a Hopper card
     floors = roofline.floors(shapes(), CARD, 3)
     ax = plots_speed.roofline(floors, CARD, "title", measured)
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
@@ -100,3 +100,11 @@ def test_phases_of_full_size_runs():
     ax = plots_speed.full_size(table, "title")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["fp: load", "adatsq: search"]
     assert [len(points.get_offsets()) for points in ax.collections] == [2, 1]
+
+
+def test_kernels_that_move_bytes_stand_at_their_rate():
+    rows = [("unpack", 1.0, 2e9), ("scale, round", 2.0, 2e9), ("product", 1.0, 1e9)]
+    measured = pd.DataFrame(rows, columns=["part", "ms", "bytes"]).assign(copy_bandwidth=4e12)
+    ax = plots_speed.moving(measured, "title")
+    assert [points.get_offsets().data.tolist() for points in ax.collections] == [[[2e3, 2.0]], [[2e3, 1.0]]]
+    assert ax.get_lines()[0].get_ydata()[0] == 4

@@ -31,6 +31,7 @@ def full_size() -> str:
         said = f"Every file in `data/results/` is of a mini model. {NOTHING}"
     layers = [f"`{name}`" for name in ("cuda-shapes.csv", "cuda-steps.csv") if (results / name).exists()]
     speed = f"; times of layers and steps of those shapes, on random numbers, are in {' and '.join(layers)}"
+    speed += " ({ref}`nb-speed`)"
     return said + (speed if layers else "") + "."
 
 
@@ -41,7 +42,10 @@ def full_size_times() -> str:
     return (
         "**Measured at full size, with random weights**: the transformer has the real shapes, so seconds "
         "and memory hold; pictures mean nothing. From `data/results/full-size.csv`, seconds and the most "
-        "that tensors took at once, in GB of 10⁹ bytes:\n\n" + evidence.markdown(table)
+        "that tensors took at once, in GB of 10⁹ bytes:\n\n"
+        + evidence.markdown(table)
+        + "\n\nThe transformer's tensors, and the pipeline's folder with small text encoders, in GB:\n\n"
+        + evidence.markdown(evidence.full_size_bytes(DATA / "results"), digits=2)
     )
 
 

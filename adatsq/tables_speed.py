@@ -1,0 +1,76 @@
+"""Tables of cuda-steps.csv: what a step gains, where its milliseconds go, and what waits for the CPU."""
+
+import pandas as pd
+
+AIMS = {"compiled": 1.4, "eager": 1.9}  # of a step of Flux-dev and Z-Image, over bfloat16 in that mode
+LINEARS_AIM = 1.8  # of Wan's linears
+SEARCH_AIM = 60  # seconds, for 50 steps of Flux-dev
+SMALLER_AIM = 4.8  # of the weights at three bits
+KINDS = {  # column: what `plots_speed.work` calls it
+    "linear_ms": "products",
+    "attention_ms": "attention",
+    "rest_ms": "rest",
+    "unpack_ms": "unpacking weights",
+    "round_ms": "rounding activations",
+}
+
+
+def short(model: str) -> str:
+    """ "flux-dev" of "flux-dev, random weights"."""
+    return model.partition(",")[0]
+
+
+def label(row) -> str:
+    """A method; ours with its bits, the others' names say theirs."""
+    return f"{row.method} W{row.w_bits:g}A{row.a_bits:g}" if row.method.startswith("adatsq") else row.method
+
+
+def plain(table: pd.DataFrame, mode: str, column: str = "ms") -> float:
+    """Of bfloat16 in this mode; NaN if it was not measured. table: rows of one model."""
+    found = table.loc[(table["method"] == "bf16") & (table["mode"] == mode), column].dropna()
+    return float(found.iloc[-1]) if len(found) else float("nan")
+
+
+def gains(table: pd.DataFrame) -> pd.DataFrame:
+    """Of one model, a row per method and mode that ran: ms, gain over compiled and eager bfloat16 (their
+    times over its own), how many times smaller its weights are, and the error of its answer."""
+    rows = table.dropna(subset=["ms"])
+    index = pd.MultiIndex.from_arrays([[label(row) for row in rows.itertuples()], rows["mode"]])
+    found = {"ms": rows["ms"]}
+    for mode in AIMS:
+        found[f"bf16 {mode} / this"] = plain(table, mode) / rows["ms"]
+    found["times smaller"] = plain(table, "eager", "weight_bytes") / rows["weight_bytes"]
+    found["error"] = rows["error"]
+    return pd.DataFrame(found).set_index(index).rename_axis([None, None])
+
+
+def kernels(table: pd.DataFrame, mode: str) -> pd.DataFrame:
+    """Of one model in one mode, ms of its kernels by kind, a row per method; empty if none was profiled."""
+    rows = (
+        table[table["mode"] == mode].dropna(subset=["kernel_ms"]) if "kernel_ms" in table else table.head(0)
+    )
+    if rows.empty:
+        return pd.DataFrame(columns=list(KINDS.values()))
+    return rows.set_index(pd.Index([label(row) for row in rows.itertuples()]))[[*KINDS]].rename(columns=KINDS)
+
+
+def launching(table: pd.DataFrame) -> pd.DataFrame:
+    """Of one model, a row per method: for each mode the time of a step over that of its kernels. Far above
+    one, the GPU waits for the CPU. Below one is noise: the two are measured in different calls."""
+    rows = table.dropna(subset=["kernel_ms"])
+    rows = rows.assign(of=[label(row) for row in rows.itertuples()], ratio=rows["ms"] / rows["kernel_ms"])
+    found = rows.pivot_table(index="of", columns="mode", values="ratio", sort=False)
+    return found.rename_axis(None).rename_axis(None, axis=1)
+
+
+def best(found: pd.DataFrame) -> tuple[str, pd.Series] | None:
+    """Of `gains`: the fastest row of ours, with its name; None without any."""
+    rows = found[[name.startswith("adatsq") for name in found.index.get_level_values(0)]]
+    if rows.empty:
+        return None
+    at = rows["ms"].idxmin()
+    return " ".join(at), rows.loc[at]
+
+
+def verdict(reached: float, aim: float) -> str:
+    return f"the aim of {aim:g} is {'reached' if reached >= aim else 'not reached'}"

@@ -1,0 +1,67 @@
+"""Tables of steps hold each time against bfloat16 in two modes, and say what is not there."""
+
+import pandas as pd
+import pytest
+
+from adatsq import tables_speed
+from adatsq.plots_speed import WORK_COLORS
+
+COLUMNS = [
+    "method",
+    "w_bits",
+    "a_bits",
+    "mode",
+    "ms",
+    "weight_bytes",
+    "error",
+    "kernel_ms",
+    *tables_speed.KINDS,
+]
+
+
+@pytest.fixture
+def steps():
+    rows = [
+        ("bf16", 16, 16, "eager", 200.0, 800, 0.0, 190.0, 100, 50, 40, 0, 0),
+        ("bf16", 16, 16, "compiled", 150.0, 800, 0.0, 150.0, 100, 40, 10, 0, 0),
+        ("adatsq", 4, 4, "compiled", 200.0, 200, 0.1, 100.0, 50, 30, 10, 4, 6),
+        ("adatsq", 4, 4, "graph", 100.0, 200, 0.1, 100.0, 50, 30, 10, 4, 6),
+        ("adatsq fast sums", 3, 3, "graph", 100.5, 160, 0.2, None, *[None] * 5),
+        ("torchao fp8", 8, 8, "eager", None, None, None, None, *[None] * 5),
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def test_gains_have_both_denominators(steps):
+    found = tables_speed.gains(steps)
+    assert list(found.index.get_level_values(0)) == [
+        "bf16",
+        "bf16",
+        "adatsq W4A4",
+        "adatsq W4A4",
+        "adatsq fast sums W3A3",
+    ]
+    row = found.loc["adatsq W4A4", "graph"]
+    assert row.tolist() == [100, 1.5, 2.0, 4.0, 0.1]
+    which, fastest = tables_speed.best(found)
+    assert which == "adatsq W4A4 graph" and fastest.equals(row)
+    assert tables_speed.best(found.loc[["bf16"]]) is None
+    no_plain = tables_speed.gains(steps[steps["method"] != "bf16"])
+    assert no_plain["bf16 eager / this"].isna().all() and no_plain["ms"].notna().all()
+
+
+def test_kernels_by_kind_have_the_colours_of_the_figure(steps):
+    found = tables_speed.kernels(steps, "compiled")
+    assert list(found.index) == ["bf16", "adatsq W4A4"] and set(found) == set(WORK_COLORS)
+    assert found.sum(axis=1).tolist() == steps["kernel_ms"].iloc[1:3].tolist()
+    assert tables_speed.kernels(steps.drop(columns="kernel_ms"), "graph").empty
+
+
+def test_waiting_for_the_cpu_is_a_ratio_above_one(steps):
+    found = tables_speed.launching(steps)
+    assert found.at["adatsq W4A4", "compiled"] == 2 and found.at["adatsq W4A4", "graph"] == 1
+    assert pd.isna(found.at["adatsq W4A4", "eager"])
+
+
+def test_an_aim_is_reached_from_it_on():
+    assert "is reached" in tables_speed.verdict(1.4, 1.4) and "not reached" in tables_speed.verdict(1.39, 1.4)
