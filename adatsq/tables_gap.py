@@ -189,7 +189,8 @@ def judged(
             & (scores.paired.metric == "total")
         ]
         line = f"from {start}, {gap:.3f} below full precision, "
-        line += f"`{better}` closes {(mine - target + gap) / gap:.0%}"
+        share = (mine - target + gap) / gap
+        line += f"`{better}` {'closes' if share >= 0 else 'widens it by'} {abs(share):.0%}"
         for row in paired.head(1).itertuples():
             low, high = row.ci_low / gap, row.ci_high / gap
             line += f" ({low:+.0%} to {high:+.0%}, the gap taken as known): {verdict(low, high)}"
