@@ -82,6 +82,19 @@ def policies(
             yield name, budget, bits
 
 
+def measured(path: Path, w_bits: int, steps: int, held_out: int | None = None) -> set[str]:
+    """Policies of which a run length is stored, of so many pictures, with the error of each picture."""
+    found = [
+        stored(path, w_bits=w_bits, steps=steps),
+        stored(path.with_name(f"{path.stem}-pictures.csv"), w_bits=w_bits, steps=steps),
+    ]
+    if any(table.empty for table in found):
+        return set()
+    rows, pictures = found
+    rows = rows if held_out is None else rows[rows.n == held_out]
+    return set(rows.method) & set(pictures.method)
+
+
 def measure_steps(
     pipe: DiffusionPipeline,
     calibration: Sequence[str],
@@ -98,8 +111,7 @@ def measure_steps(
     """
     names = {*FIXED, *SEARCHES, *CONTROLS}
     for steps in lengths:
-        known = stored(path, w_bits=w_bits, steps=steps, n=len(held_out))
-        if len(known) and names <= set(known.method):
+        if names <= measured(path, w_bits, steps, len(held_out)):
             continue
         start = time.perf_counter()
         trace = record(pipe, calibration[:CALIBRATION], steps, seed=1_000_000, progress=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adatsq import sweep
 from adatsq.ablation_plan import plan
-from adatsq.ablation_steps import CONTROLS, FIXED, SEARCHES, STEPS
+from adatsq.ablation_steps import CONTROLS, FIXED, SEARCHES, STEPS, measured
 from adatsq.benchmark import wanted
 from adatsq.costs import lacks
 from adatsq.measurements import stored
@@ -63,6 +63,6 @@ def _ablation(name: Path, w_bits: int, steps: int) -> list[str]:
     found = [f"{part}: {setting} A{a:g}" for part, setting, a in rows if (part, setting, a) not in there]
     names = {*FIXED, *SEARCHES, *CONTROLS}
     for length in sorted({n for n in STEPS if n <= steps} | {steps}):
-        table = stored(Path(f"{name}-ablation-steps.csv"), w_bits=w_bits, steps=length)
-        found += [f"runs of {length} steps"] * (table.empty or not names <= set(table.method))
+        there = measured(Path(f"{name}-ablation-steps.csv"), w_bits, length)
+        found += [f"runs of {length} steps"] * (not names <= there)
     return found

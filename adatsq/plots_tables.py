@@ -119,7 +119,7 @@ def panels(
     if by != "method":
         kinds = list(dict.fromkeys(value for table in tables.values() for value in table[by]))
         handles = [plt.Line2D([], [], marker="o", linewidth=0, color=POLICY_COLORS[kind]) for kind in kinds]
-        figure.legend(handles, kinds, loc="outside lower right", ncols=len(kinds))
+        figure.legend(handles, kinds, loc="outside upper right", ncols=len(kinds))
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     figure.supxlabel(xlabel, fontsize=9)
     return figure

@@ -126,7 +126,7 @@ def room(model: str) -> dict[str, float]:
 
     "load": the parameters and some room to run, as `load_pipeline` asks for it (`fits.check`). "quantize":
     the parameters, a byte per weight of the blocks, which is held beside them until the last one is done, and
-    the Hessians of one block (`blocks_per_pass=1`). Activations and gradients come on top of both.
+    the Hessians of one block (`blocks_per_pass=1`). Activations come on top of both.
     """
     whole = memory(model, w_bits=()).at["all", "16 bit, GB"]
     with torch.device("meta"):
@@ -142,8 +142,8 @@ def room_needed(model: str) -> str:
         f"{whole:.1f} GB of parameters in 16 bit, so a GPU with at least {needed['load']:.1f} GB free, which "
         f"is what `load_pipeline` asks for before it loads a folder. `quantize` also holds a byte per weight "
         "of the blocks until the last one is done, and the Hessians of one block, at most "
-        f"{1e-9 * hessian_bytes(model):.1f} GB: {needed['quantize']:.1f} GB. Activations and gradients come "
-        "on top."
+        f"{1e-9 * hessian_bytes(model):.1f} GB: {needed['quantize']:.1f} GB. Activations come on top, most "
+        "of all for the Fisher information, which keeps those of a whole step."
     )
 
 

@@ -57,16 +57,37 @@ def growth(ends: pd.DataFrame, method: str, over: str | None = None) -> tuple[fl
     return float(values[0]), float(low), float(high)
 
 
-def verdict(ends: pd.DataFrame, search: str) -> str | None:
+def growth_apart(steps: pd.DataFrame, method: str, over: str | None = None) -> tuple | None:
+    """`growth` where errors of single pictures are not stored: from the means' own intervals, as if the runs
+    were of different pictures. Runs of the same ones differ less, so this interval is too wide if anything.
+
+    steps: NAME-ablation-steps.csv. On the logarithmic scale, where squared half-widths of intervals add up.
+    """
+    total, spread = 0.0, 0.0
+    for sign, name in ((1, method), (-1, over)):
+        rows = steps[(steps.step == steps.steps) & (steps.method == name)].sort_values("steps")
+        if name is not None and len(rows) < 2:
+            return None
+        for end, row in zip((-sign, sign), rows.iloc[[0, -1]].itertuples() if name else ()):
+            total += end * np.log(row.value)
+            spread += (np.log(row.ci_high / row.ci_low) / 2) ** 2
+    return tuple(float(np.exp(total + x * np.sqrt(spread))) for x in (0, -1, 1))
+
+
+def verdict(ends: pd.DataFrame, search: str, steps: pd.DataFrame | None = None) -> str | None:
     """In words: whether the error of 3 bits everywhere grows with the run, and whether a search stops that.
 
-    "Stops" if the search's own error does not grow: its whole interval is at or below one. None if either is
-    not measured at two lengths. No full stop.
+    "Stops" if the search's own error does not grow: its whole interval is at or below one. ends: of
+    `read_ends`; if it is empty, what the means in `steps` say (`growth_apart`). None if either policy is not
+    measured at two lengths. No full stop.
     """
-    base, mine = growth(ends, UNSEARCHED), growth(ends, search)
+    table, grown = (ends, growth) if len(ends) or steps is None else (steps, growth_apart)
+    if table.empty:
+        return None
+    base, mine = grown(table, UNSEARCHED), grown(table, search)
     if base is None or mine is None:
         return None
-    lengths = ends[ends.method == search].steps
+    lengths = table[table.method == search].steps
     line = (
         f"from {lengths.min()} to {lengths.max()} steps the error of 3 bits everywhere becomes {_times(base)}"
     )
@@ -78,7 +99,7 @@ def verdict(ends: pd.DataFrame, search: str) -> str | None:
         return line + "the search stops the growth"
     if mine[1] <= 1:
         return line + "whether the search stops the growth cannot be told"
-    less = growth(ends, search, UNSEARCHED)
+    less = grown(table, search, UNSEARCHED)
     slower = "but slows it" if less and less[2] < 1 else "and does not slow it, as far as can be told"
     return line + f"the search does not stop the growth, {slower}"
 

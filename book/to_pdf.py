@@ -68,8 +68,7 @@ def printed(site: Path, pages: list[str]) -> dict[str, bytes]:
             file = (site / f"{page}.html").resolve()
             if not file.exists():
                 raise FileNotFoundError(f"no {file.name} in {site}: build the site first (make book)")
-            tab.goto(file.as_uri(), wait_until="load")
-            tab.wait_for_load_state("networkidle")
+            tab.goto(file.as_uri(), wait_until="networkidle")
             tab.wait_for_function(DRAWN)
             tab.evaluate("() => document.fonts.ready.then(() => true)")
             tab.add_style_tag(content=STYLE)

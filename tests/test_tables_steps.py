@@ -56,6 +56,31 @@ def test_one_length_says_nothing():
     assert tables_steps.growth(fewer, "paper", "uniform 3") is None
 
 
+def test_without_pictures_the_means_intervals_are_taken_as_apart():
+    """Against a bootstrap that draws other pictures for each run: as wide; the paired one is narrower."""
+    table, rows = ends(uniform_3=3.0, paper=1.5), []
+    rng = np.random.default_rng(1)
+    drawn = {}
+    for (method, steps), group in table.groupby(["method", "steps"]):
+        values = group.error.to_numpy()
+        drawn[method, steps] = values[rng.integers(0, 200, (4000, 200))].mean(1)
+        low, high = np.percentile(drawn[method, steps], (2.5, 97.5))
+        place = {"method": method, "steps": steps, "step": steps}
+        rows.append({**place, "value": values.mean(), "ci_low": low, "ci_high": high})
+    steps = pd.DataFrame(rows)
+    for method, over in (("paper", None), ("paper", "uniform 3")):
+        times = drawn[method, 50] / drawn[method, 4]
+        times = times / (drawn[over, 50] / drawn[over, 4]) if over else times
+        value, low, high = tables_steps.growth_apart(steps, method, over)
+        assert value == pytest.approx(tables_steps.growth(table, method, over)[0])
+        assert (low, high) == pytest.approx(tuple(np.percentile(times, (2.5, 97.5))), rel=0.03)
+        assert high - low > np.ptp(tables_steps.growth(table, method, over)[1:])
+    said = tables_steps.verdict(pd.DataFrame(), "paper", steps)
+    assert "does not stop the growth, but slows it" in said
+    assert tables_steps.verdict(pd.DataFrame(), "paper", steps[steps.steps == 4]) is None
+    assert tables_steps.verdict(pd.DataFrame(), "paper", pd.DataFrame()) is None
+
+
 def test_what_is_not_stored_is_empty(tmp_path):
     assert tables_steps.read_ends(tmp_path, "m").empty
     pd.DataFrame({"method": ["paper"] * 2, "w_bits": [3, 4]}).to_csv(
