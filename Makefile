@@ -87,7 +87,7 @@ lab: $(ENV)
 	$(PY) -m jupyter lab --notebook-dir=notebooks
 
 strip: $(ENV)
-	$(PY) -m nbstripout --extra-keys "metadata.papermill cell.metadata.papermill metadata.widgets metadata.language_info.version" $(NOTEBOOKS)
+	$(PY) -m nbstripout --keep-id --extra-keys "metadata.papermill cell.metadata.papermill metadata.widgets metadata.language_info.version" $(NOTEBOOKS)
 
 format: $(ENV)
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .

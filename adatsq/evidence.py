@@ -28,6 +28,7 @@ OF_ALL = {
     "profiles.csv": "adatsq.changes",
     "cuda-shapes.csv": "adatsq.cuda.benchmark --shapes",
     "cuda-steps.csv": "adatsq.cuda.benchmark --steps",
+    "cuda-agreement.csv": "adatsq.cuda.agreement",
     "full-size.csv": "adatsq.cuda.full_size",
 }
 UNKNOWN = "not recorded"

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline
+from torch import nn
 
 ROOM = 1.1  # the libraries' own, and what a step needs: measured at full size, far less than a tenth
 
@@ -37,6 +39,20 @@ def quantized_bytes(folder: Path, layers: Mapping[str, Mapping], weights: Path, 
     return held - stored + sum(math.prod(layer["shape"]) for layer in planes.values())
 
 
+def part_bytes(pipe: DiffusionPipeline) -> int:
+    """Bytes of the weights of a pipeline that is loaded already."""
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    tensors = {id(t): t.nbytes for part in parts for t in (*part.parameters(), *part.buffers())}
+    return sum(tensors.values())
+
+
+def unused(device: str | torch.device) -> int:
+    """Bytes that torch keeps on a CUDA device and nothing is in: free for tensors, though not for others."""
+    if not torch.cuda.is_initialized():
+        return 0
+    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 def check(needed: Callable[[], int], device: str | torch.device | None, advice: Callable[[], str]) -> None:
     """ValueError if a CUDA device has less memory free than so many bytes, and some room to work in.
 
@@ -46,6 +62,7 @@ def check(needed: Callable[[], int], device: str | torch.device | None, advice: 
     if device is None or torch.device(device).type != "cuda":
         return
     free, total = torch.cuda.mem_get_info(torch.device(device))
+    free += unused(device)
     try:
         wanted = needed()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

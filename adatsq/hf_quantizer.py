@@ -16,6 +16,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
+from adatsq.cuda import devices
 from adatsq.stored_layers import FORMAT_VERSION, check_shape, check_version, finish, layer_of
 
 
@@ -96,6 +97,7 @@ class AdatsqQuantizer(DiffusersQuantizer):
             parts = dict(self.holders.pop(name).named_buffers())
             layer = layer_of(name, said, parts, torch.cuda.is_available())
             model.set_submodule(name, layer)
+            devices.tell(layer.scale.device)
         return finish(model)
 
     @property

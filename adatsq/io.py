@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adatsq import fits
+from adatsq.cuda import devices
 from adatsq.files import checksum, sha256
 from adatsq.hf_quantizer import to_config  # and diffusers knows of saved transformers from here on
 from adatsq.linear import PARTS, QuantLinear
@@ -158,7 +159,11 @@ def load(
             apply(pipe, Policy.from_dict(manifest["policy"], f"the policy in {folder / QUANTIZED_FILE}"))
     except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, OSError) as error:
         raise ValueError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
-    return pipe if device is None else pipe.to(device)
+    if device is None:
+        return pipe
+    if packed:
+        devices.tell(device)
+    return pipe.to(device)
 
 
 def _check_fits(folder: Path, manifest: dict, device: str | torch.device | None, packed: bool) -> None:

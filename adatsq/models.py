@@ -162,7 +162,8 @@ def load_pipeline(
     encoders in the dtype of their file, and then do not fit together.
 
     Raises FileNotFoundError if there is neither such a folder nor such a hub name, ValueError if the folder
-    is there but holds no complete pipeline, and, before anything is loaded, if it is more than a GPU holds.
+    is there but holds no complete pipeline, and if it is more than a GPU holds: for a folder before anything
+    is loaded, for a hub name before anything is put on the GPU.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -182,6 +183,8 @@ def load_pipeline(
         if folder.is_dir():
             raise ValueError(f"{folder} is not a complete diffusers pipeline: {error}") from error
         raise FileNotFoundError(f"no pipeline {str(model)!r} on this disk or on the hub: {error}") from error
+    # of a hub name, the files were not here to be asked
+    fits.check(lambda: fits.part_bytes(pipe), device, lambda: _advice(torch_dtype))
     return pipe if device is None else pipe.to(device)
 
 

@@ -228,7 +228,10 @@ class Applied:
     def __init__(self, pipe: DiffusionPipeline, policy: Policy) -> None:
         self.pipe, self.policy = pipe, policy
         self.row, self.last = None, math.nan
-        self.before = [pipe.transformer.get_submodule(layer.name).a_bits for layer in policy.layers]
+        # Where each layer is, not the layer itself: `adatsq.accelerate` may put another in its place.
+        names = [layer.name.rpartition(".") for layer in policy.layers]
+        self.places = [(pipe.transformer.get_submodule(parent), name) for parent, _, name in names]
+        self.before = [getattr(parent, name).a_bits for parent, name in self.places]
         self.hook = pipe.transformer.register_forward_pre_hook(self._follow, with_kwargs=True)
         pipe.transformer._adatsq_policy = policy
         pipe.transformer._adatsq_applied = self
@@ -239,7 +242,7 @@ class Applied:
         if getattr(transformer, "_adatsq_applied", None) is self:
             self.hook.remove()
             del transformer._adatsq_policy, transformer._adatsq_applied
-            self._assign(transformer, self.before)
+            self._assign(self.before)
 
     def _follow(self, transformer: nn.Module, args: tuple, kwargs: dict) -> None:
         given = bind(transformer, args, kwargs)
@@ -251,12 +254,12 @@ class Applied:
             self.policy.check_guidance(self.pipe)
             self.policy.check_latents(latents[0].shape)
         if row != self.row:
-            self._assign(transformer, self.policy.bits[row].tolist())
+            self._assign(self.policy.bits[row].tolist())
         self.row = row
 
-    def _assign(self, transformer: nn.Module, bits: Sequence[int]) -> None:
-        for layer, a_bits in zip(self.policy.layers, bits):
-            module = transformer.get_submodule(layer.name)
+    def _assign(self, bits: Sequence[int]) -> None:
+        for (parent, name), a_bits in zip(self.places, bits):
+            module = getattr(parent, name)
             if module.a_bits != a_bits:
                 module.a_bits = a_bits
 

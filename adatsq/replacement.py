@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from adatsq.calibration import hessians
+from adatsq.cuda import devices
 from adatsq.cuda.linear import PackedLinear
 from adatsq.inputs import Inputs, groups_of, inputs
 from adatsq.linear import QuantLinear
@@ -175,6 +176,8 @@ def quantize(
                     transformer.set_submodule(name, _packed(replacements.pop(name)))
     for name, module in replacements.items():
         transformer.set_submodule(name, module)
+    if stream:
+        devices.tell(transformer.device)
     finish(transformer)
     return pipe
 

@@ -43,6 +43,7 @@ def test_a_kernel_that_does_not_compile_is_one_warning(monkeypatch):
 def test_one_trial_for_all_names_of_a_card(monkeypatch):
     tried = []
     monkeypatch.setattr(devices, "_triton_works", lambda device: bool(tried.append(device)))
+    monkeypatch.setattr(devices, "_nvrtc_works", lambda device: False)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     devices._abilities.cache_clear()
@@ -50,6 +51,18 @@ def test_one_trial_for_all_names_of_a_card(monkeypatch):
         assert devices.abilities(name) == devices.Abilities(triton=False, e4m3=False)
     devices._abilities.cache_clear()
     assert tried == [torch.device("cuda", 0)]
+
+
+def test_what_a_card_does_is_said_once(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(devices, "note", lambda device: f"note of {device}")
+    monkeypatch.setattr(devices, "_told", set())
+    for name in ("cuda", "cuda:0", "cpu"):
+        devices.tell(name)
+    assert capsys.readouterr().out == "note of cuda:0\n"
+    devices.tell("cuda", again=True)
+    devices.tell("cpu", again=True)
+    assert capsys.readouterr().out == "note of cuda:0\nnote of cpu\n"
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,10 @@ def test_ours_and_bfloat16_are_measured(model, tmp_path):
     file = tmp_path / "steps.csv"
     run(file, "--model", model, "--only", "bf16,adatsq")
     table = pd.read_csv(file).set_index(["method", "w_bits", "a_bits"])
-    assert table.index.tolist() == [
-        ("bf16", 16, 16),
-        *(("adatsq", w, a) for w, bits in steps.OURS.items() for a in bits),
-    ]
+    expected = [("bf16", 16, 16)]
+    for w, bits in steps.OURS.items():
+        expected += [*(("adatsq", w, a) for a in bits), ("adatsq fast sums", w, w)]
+    assert table.index.tolist() == expected
     assert (table["ms"] > 0).all() and table["failed"].isna().all()
     assert table.at[("bf16", 16, 16), "error"] == 0 and table.at[("bf16", 16, 16), "gain"] == 1
     errors = table["error"]
@@ -41,6 +41,29 @@ def test_what_is_missing_or_fails_is_a_row(tmp_path, monkeypatch):
     assert table.at["here", "failed"] == "RuntimeError: no kernel for this card"
     assert table.at["here", "library"] == f"torch {torch.__version__}"
     assert table.at["not here", "failed"] == "no-such-library is not installed"
+
+
+def test_what_hopper_cannot_run_is_a_row(tmp_path):
+    [row] = run(tmp_path / "steps.csv", "--only", "nunchaku").to_dict("records")
+    assert "Hopper has none" in row["failed"] and (row["w_bits"], row["a_bits"]) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("nvjet_tst_256x128_64x4_2x1_v_bz_coopA_NNT", "linear"),
+        ("void cutlass::device_kernel<...>", "linear"),
+        ("_multiply_few", "linear"),
+        ("rotate_rows", "round"),
+        ("_quantize_rows", "round"),
+        ("_unpack_words", "unpack"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop", "attention"),
+        ("triton_poi_fused_add_addmm_gelu_0", "rest"),
+        ("void at::native::vectorized_elementwise_kernel", "rest"),
+    ],
+)
+def test_kernels_have_a_kind(kernel, kind):
+    assert steps.kind_of(kernel) == kind
 
 
 def test_an_unknown_method_or_model_is_named(tmp_path, capsys):

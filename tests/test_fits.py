@@ -58,6 +58,28 @@ def test_a_quantized_pipeline(packed, tiny_folder, tmp_path, room, monkeypatch):
     assert fits.quantized_bytes(tmp_path / "saved", layers, file, True) <= needed
 
 
+def test_a_hub_pipeline_is_asked_before_it_is_moved(tiny_folder, room, monkeypatch):
+    pipe = adatsq.load_pipeline(tiny_folder)
+    monkeypatch.setattr(models.DiffusionPipeline, "from_pretrained", lambda *args, **kwargs: pipe)
+    monkeypatch.setattr(pipe, "to", lambda device: "moved")
+    assert fits.part_bytes(pipe) == pytest.approx(weights(pipe), rel=0.05)
+    room(fits.part_bytes(pipe))
+    with pytest.raises(ValueError, match=r"torch_dtype=torch\.bfloat16 takes half of it"):
+        adatsq.load_pipeline("nobody/tiny", device="cuda")
+    room(1.2 * fits.part_bytes(pipe))
+    assert adatsq.load_pipeline("nobody/tiny", device="cuda") == "moved"
+
+
+def test_what_torch_keeps_for_itself_is_free(room, monkeypatch):
+    room(10**9)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * 10**9)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10**9)
+    fits.check(lambda: int(2.7e9), "cuda", lambda: "")
+    with pytest.raises(ValueError, match="cuda has 3 GB free of 8"):
+        fits.check(lambda: int(2.8e9), "cuda", lambda: "")
+
+
 def test_nothing_is_asked_of_a_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", None)
     for device in (None, "cpu", torch.device("cpu")):

@@ -36,5 +36,5 @@ def accelerate(
     if graphs:
         record_calls(transformer)
     if verbose:
-        print(devices.note(transformer.device))
+        devices.tell(transformer.device, again=True)
     return pipe

@@ -26,10 +26,15 @@ class Abilities(NamedTuple):
 
 def abilities(device: torch.device) -> Abilities:
     """Of a device; the CPU has none of them."""
+    return _abilities(_numbered(device))
+
+
+def _numbered(device: str | torch.device) -> torch.device:
+    """ "cuda" and "cuda:0" are one: one trial, and one warning."""
     device = torch.device(device)
-    if device.type == "cuda" and device.index is None:  # one trial, and one warning, for "cuda" and "cuda:0"
-        device = torch.device("cuda", torch.cuda.current_device())
-    return _abilities(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 @cache
@@ -110,6 +115,17 @@ def _wrong_kernel(device: torch.device) -> str | None:
         z = rotation.rotate(x.float())
         off = (integer.quantize(z, integer.absmax_scale(z, 4), 4) - rows).abs()
         return "the rounding" if off.max() > 1 or off.sum() > 10 else None
+
+
+_told: set[torch.device] = set()
+
+
+def tell(device: str | torch.device, again: bool = False) -> None:
+    """Print the `note` of a device; unless `again`, once, and only of what has CUDA."""
+    device = _numbered(device)
+    if again or (device.type == "cuda" and device not in _told):
+        _told.add(device)
+        print(note(device))
 
 
 def note(device: torch.device) -> str:

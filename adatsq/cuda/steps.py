@@ -29,7 +29,7 @@ from adatsq.cuda.full_size_models import build
 from adatsq.cuda.measuring import Rows, tensor_bytes, versions
 from adatsq.cuda.timing import milliseconds
 from adatsq.models import quantizable
-from adatsq.peers.steps import PEERS, Peer
+from adatsq.peers.steps import NOT_HERE, PEERS, Peer
 
 FAST = " fast"  # end of the name of a method with fast sums
 OURS = {4: (4, 8), 3: (3, 4)}  # w_bits: activation bits, all on the same packed weights
@@ -283,7 +283,7 @@ def shown(table: pd.DataFrame) -> str:
 def chosen(only: str) -> list[str]:
     """Methods whose name contains one of the parts of "a,b,c". ValueError if none does."""
     ours = (f"adatsq W{w_bits}{mode}" for w_bits in OURS for mode in ("", FAST))
-    names = ("bf16", *ours, *PEERS)
+    names = ("bf16", *ours, *PEERS, *NOT_HERE)
     found = [name for name in names if any(part in name for part in only.split(","))]
     if not found:
         raise ValueError(f"no method's name contains {only!r}: choose of {', '.join(names)}")
@@ -304,6 +304,8 @@ def run(options: argparse.Namespace, device: torch.device) -> pd.DataFrame:
             steps.bf16()
         elif name in PEERS:
             steps.peer(name, PEERS[name])
+        elif name in NOT_HERE:
+            steps.add({"method": name, "w_bits": 4, "a_bits": 4, "mode": "eager", "failed": NOT_HERE[name]})
         else:
             steps.ours(int(name.removesuffix(FAST)[-1]), name.endswith(FAST))
         print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)

@@ -78,6 +78,11 @@ def _replace(transformer: nn.Module, layers: Sequence[Layer], quantized: Callabl
             replace(transformer, layer.name, quantized(transformer.get_submodule(layer.name)))
 
 
+# Why a method of another library is not run here: a row of its own.
+NOT_HERE = {
+    "nunchaku W4A4": "its kernels need tensor cores of 4 bits, in integers or floats: Hopper has none",
+}
+
 PEERS = {
     "torchao fp8": Peer("torchao", 8, 8, _torchao_fp8),
     "torchao int8 dynamic": _through("torchao", 8, 8),
