@@ -146,7 +146,7 @@ def test_every_notebook_opens_with_what_it_shows_and_ends_with_what_was_shown(no
     assert re.search(TRY, "\n".join(texts)), "one thing to try, its answer folded"
 
 
-@pytest.mark.parametrize("notebook", [n for n in NOTEBOOKS if n.stem != "04_explorer"], ids=lambda p: p.stem)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_every_notebook_opens_with_the_way_to_its_symbols_and_words(notebook):
     first = prose(notebook)[0]
     assert "{ref}`symbols <notation>`" in first and "{ref}`words <glossary>`" in first
