@@ -49,17 +49,23 @@ def wait_until_moved(explorer, before: dict, numbers: set, pictures: set, what: 
 
 def move_selects(explorer) -> set[str]:
     """Choose every option of every list of the model shown; the names of the lists that moved something."""
-    moved = set()
-    for name in ("beam", "method", "tau", "prompt", "w_bits"):  # other weights may not have the budget
-        select = explorer.locator(f"[name={name}]")
-        options = select.locator("option").count()
-        assert select.is_disabled() == (options == 1), f"{name}: {options} options"
-        first = int(select.input_value())
-        for i in range(1, options):
-            if choose(explorer, name, (first + i) % options):
-                moved.add(name)
-        if options > 1:
-            choose(explorer, name, first)
+    lists = ("beam", "method", "tau", "prompt", "w_bits")  # other weights may not have the budget
+    return set().union(*(move_select(explorer, name) for name in lists))
+
+
+def move_select(explorer, name: str) -> set[str]:
+    """Every option of one list, and back; of each method, its beams too, which others may not have."""
+    select, moved = explorer.locator(f"[name={name}]"), set()
+    options = select.locator("option").count()
+    assert select.is_disabled() == (options == 1), f"{name}: {options} options"
+    first = int(select.input_value())
+    for i in range(1, options):
+        if choose(explorer, name, (first + i) % options):
+            moved.add(name)
+        if name == "method":
+            moved |= move_select(explorer, "beam")
+    if options > 1:
+        choose(explorer, name, first)
     return moved
 
 
@@ -163,5 +169,5 @@ def move_everything(explorer, folder) -> None:
         paint(explorer)
         (folder / str(model)).mkdir()
         download(explorer, folder / str(model))
-    still = MOVED.keys() - {"budget", "beam"} - moved  # two beams may find the same policies
+    still = MOVED.keys() - {"budget"} - moved
     assert not still, f"{still} had no choice, or none that changes anything: nothing to explore"
