@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from adatsq import integer
 from adatsq.cuda import activations, devices, exact, packing, products, sharing
 from adatsq.cuda.linear import PackedLinear, packed_linear
+from adatsq.cuda.prologue import GELU, rows_of
 from adatsq.cuda.shapes import MODULATION, SHAPES, TINY, TINY_MODULATION, Shape
 from adatsq.cuda.timing import bandwidth, milliseconds
 from adatsq.files import write_text
@@ -55,6 +56,10 @@ def shape_rows(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bf
             code = _code_dtype(4, bits, inputs, device)
             call = partial(activations.quantize, x, bits, 0.9, rotation, None, None, code)
             yield row("rotate, scale, round" if rotation else "scale, round", call, moved, a_bits=bits)
+    how = 4, 0.9, True, None, None, _code_dtype(4, 4, inputs, device), None, None, GELU
+    call = partial(activations.quantize, x, *how)
+    yield row("gelu, rotate, scale, round", call, moved, a_bits=4)
+    yield row("gelu alone", lambda: rows_of(GELU, x), 2 * short * tokens * inputs)
 
     # One plane of bits after another: random bytes are random codes, but for the one that is none.
     for w_bits, a_bits in CASES:

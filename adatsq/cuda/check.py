@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from diffusers.models.attention import FeedForward
+from diffusers.models.transformers import transformer_flux, transformer_z_image
 from torch import Tensor, nn
 
 from adatsq import integer
-from adatsq.cuda import activations, devices, exact, packing, products
+from adatsq.cuda import activations, devices, exact, packing, products, prologue
+from adatsq.cuda.fusing import fuse
 from adatsq.cuda.linear import FEW, PackedLinear
 from adatsq.cuda.shapes import MODULATION, SHAPES, TINY, TINY_MODULATION, Shape
 from adatsq.replacement import MODULATION_GROUP
@@ -101,6 +104,45 @@ def rounding(shapes: Sequence[Shape], device: torch.device) -> Iterator[Check]:
                 yield Check(f"{name} rotated", right, f"{share:.1e} of the codes differ")
 
 
+def prologues(shapes: Sequence[Shape], device: torch.device) -> Iterator[Check]:
+    """Rounding with a prologue against plain torch's prologue, rounded; then modules that use it."""
+    for inputs, dtype in itertools.product({s.inputs for s in shapes}, (torch.bfloat16, torch.float32)):
+        for kind in prologue.KINDS[1:]:
+            first = inputs // 4 // 8 * 8 if kind == prologue.CAT_GELU else inputs
+            rest = inputs - first or inputs
+            x, second = (3 * torch.randn(64, n, device=device).to(dtype) for n in (first, rest))
+            x[0], second[0], second[1] = 0, 0, 0.5
+            x[2, 0], second[2, 0] = -100, 100
+            for rotation in (False, True):
+                how = 4, 0.9, rotation, None, None, torch.int8, None
+                codes, scale = activations.quantize(x, *how, second, kind)
+                wanted, wanted_scale = activations.quantize(prologue.rows_of(kind, x, second), *how)
+                share = float((codes != wanted).double().mean())
+                near = torch.allclose(scale, wanted_scale, rtol=2**-7)
+                right = near and share < 1e-2 and int((codes - wanted).abs().max()) <= 1
+                name = f"{kind} {str(dtype)[6:]} K={inputs}{' rotated' if rotation else ''}"
+                yield Check(name, right, f"{share:.1e} of the codes differ")
+    small = device.type == "cpu"
+    flux, z_image = (32, 32) if small else (3072, 3840)
+    modules = {
+        "feed-forward with GELU": (FeedForward(flux, activation_fn="gelu-approximate"), flux),
+        "feed-forward with SwiGLU": (transformer_z_image.FeedForward(z_image, z_image * 8 // 3), z_image),
+        "single block": (transformer_flux.FluxSingleTransformerBlock(flux, flux // 16, 16), flux),
+    }
+    for name, (module, inputs) in modules.items():
+        module.to(device, torch.bfloat16).requires_grad_(False)
+        for part, linear in list(module.named_modules()):
+            if type(linear) is nn.Linear and "norm" not in part:
+                scheme = Scheme(4, 4, rotation=True, a_clip=True)
+                module.set_submodule(part, PackedLinear(quantized(linear, scheme)))
+        x, text, row = (torch.randn(1, n, inputs, device=device).bfloat16() for n in (100, 7, 1))
+        given = (x, text, row[0]) if name == "single block" else (x,)
+        expected = module(*given)
+        changed = fuse(module)
+        off = max(float((y - e).norm() / e.norm()) for y, e in zip(module(*given), expected))
+        yield Check(f"fused {name}", changed == 1 and off < 1e-2, f"relative {off:.1e}")
+
+
 def layers(shapes: Sequence[Shape], device: torch.device) -> Iterator[Check]:
     """A PackedLinear on the device against its QuantLinear on the same device, in float32."""
     for shape in {(s.inputs, s.outputs): s for s in shapes}.values():
@@ -162,7 +204,7 @@ def ones(codes: Tensor) -> Tensor:
     return torch.ones(len(codes), 1, device=codes.device)
 
 
-ALL: tuple[Callable, ...] = (unpacking, sums, rounding, layers)
+ALL: tuple[Callable, ...] = (unpacking, sums, rounding, prologues, layers)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from adatsq import packing as files
 from adatsq.cuda import activations, devices, packing, products, sharing
 from adatsq.cuda.exact import product_of
+from adatsq.cuda.prologue import NONE, rows_of, width
 from adatsq.linear import QuantLinear
 from adatsq.rotation import rotate
 
@@ -96,9 +97,11 @@ class PackedLinear(QuantLinear):
         """The planes as a saved file has them (`adatsq.packing.pack`)."""
         return packing.trimmed(self.planes, (self.out_features, self.in_features))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, second: Tensor | None = None, prologue: str = NONE) -> Tensor:
         """x (..., in) -> (..., out), in x's dtype. NaN and infinity are found at the end of the transformer's
-        call (`check_finite`)."""
+        call (`check_finite`). second, prologue: what makes the activations of x (`prologue.rows_of`)."""
+        if self.down is not None:  # which reads them too
+            x, second, prologue = rows_of(prologue, x, second), None, NONE
         y = packed_linear(
             x,
             self.planes,
@@ -117,6 +120,8 @@ class PackedLinear(QuantLinear):
             self.seed,
             self.integers,
             self.fast_accumulation,
+            second,
+            prologue,
         )
         if self.down is None:
             return y
@@ -131,7 +136,8 @@ torch.library.define(
     OPERATOR,
     "(Tensor x, Tensor planes, Tensor scale, Tensor? bias, Tensor? zero, Tensor? smoothing, Tensor bits, "
     "Tensor(a!) finite, SymInt outputs, bool rotation, float a_clip, SymInt? a_group_size, "
-    "bool a_asymmetric, float shift, SymInt? seed, bool integers, bool fast_accumulation) -> Tensor",
+    "bool a_asymmetric, float shift, SymInt? seed, bool integers, bool fast_accumulation, "
+    "Tensor? second=None, str prologue='') -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout),
 )
 
@@ -155,15 +161,18 @@ def _packed_linear(
     seed: int | None,
     integers: bool,
     fast_accumulation: bool,
+    second: Tensor | None = None,
+    prologue: str = NONE,
 ) -> Tensor:
     """What `PackedLinear` computes, without its low-rank branch. bits: on the CPU, activation bits and the
     layer's `group`. a_clip: -1 for True. finite becomes 0 if x is not."""
-    (a_bits, group, position), w_bits, inputs = bits.tolist(), len(planes), x.shape[-1]
+    (a_bits, group, position), w_bits, inputs = bits.tolist(), len(planes), width(prologue, x, second)
     clip = a_clip if a_clip >= 0 else True
     shape = (outputs, inputs)
     product = product_of(w_bits, a_bits, inputs) if integers else "float"
     if product == "float":
         sharing.forget(x.device)
+        x = rows_of(prologue, x, second)
         if zero is not None:  # codes that the kernel does not know
             codes = files.unpack(packing.trimmed(planes, shape), w_bits, shape)
         elif a_bits == 16 and _few(x, scale.shape[1]):
@@ -189,14 +198,16 @@ def _packed_linear(
         return _noting(linear, x, finite)
     e4m3 = product == "e4m3" and devices.abilities(x.device).e4m3
     dtype = torch.float8_e4m3fn if e4m3 else torch.int8
-    rows = x.reshape(-1, inputs)
+    rows, others = (t if t is None else t.reshape(-1, t.shape[-1]) for t in (x, second))
     ratio = activations.clip_ratio(clip, a_bits, inputs)
     smooth = None if smoothing is None else smoothing.data_ptr()
-    key = sharing.key_of(group, x, a_bits, ratio, rotation, smooth, seed, dtype)
+    # What a prologue makes is one layer's own.
+    key = None if prologue else sharing.key_of(group, x, a_bits, ratio, rotation, smooth, seed, dtype)
     shared = sharing.take(key, position, x.device)
     with torch.cuda.device_of(x):  # where Triton launches its kernels
         if shared is None:
-            codes, s_x = activations.quantize(rows, a_bits, ratio, rotation, smoothing, seed, dtype, finite)
+            how = a_bits, ratio, rotation, smoothing, seed, dtype, finite, others, prologue
+            codes, s_x = activations.quantize(rows, *how)
             sharing.keep(key, position, codes, s_x)
         else:
             codes, s_x = shared.codes, shared.scale
