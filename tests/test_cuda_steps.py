@@ -55,6 +55,8 @@ def test_what_hopper_cannot_run_is_a_row(tmp_path):
         ("nvjet_tst_256x128_64x4_2x1_v_bz_coopA_NNT", "linear"),
         ("void cutlass::device_kernel<...>", "linear"),
         ("_multiply_few", "linear"),
+        ("multiply_few", "linear"),
+        ("_multiply_int8", "linear"),
         ("rotate_rows", "round"),
         ("_quantize_rows", "round"),
         ("_unpack_words", "unpack"),

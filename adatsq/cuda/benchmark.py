@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adatsq import integer
-from adatsq.cuda import activations, devices, exact, packing, products, sharing
+from adatsq.cuda import activations, devices, exact, few_rows_table, packing, products, sharing
 from adatsq.cuda.linear import PackedLinear, packed_linear
 from adatsq.cuda.prologue import GELU, rows_of
 from adatsq.cuda.shapes import MODULATION, SHAPES, TINY, TINY_MODULATION, Shape
@@ -98,16 +98,26 @@ def modulation_rows(
     """The same of a linear that sees a row per image: 4-bit weights in groups, activations as they come."""
     inputs, outputs = shape.inputs, shape.outputs
     linear = nn.Linear(inputs, outputs, device=device, dtype=dtype)
-    packed = PackedLinear(quantized(linear, Scheme(4, 16, group_size=MODULATION_GROUP)))
     x = torch.randn(shape.tokens, inputs, device=device).to(dtype)
-    for part, module, bits in (
-        ("bf16 linear", linear, {}),
-        ("linear, whole", packed, {"w_bits": 4, "a_bits": 16}),
-    ):
-        time = milliseconds(lambda: module(x), device)  # noqa: B023
-        held = packed.planes.nbytes + 2 * packed.scale.numel() if bits else linear.weight.nbytes
-        operations = 2 * shape.tokens * inputs * outputs
-        yield {**shape._asdict(), "part": part, "ms": time, "bytes": held, "operations": operations, **bits}
+    operations = 2 * shape.tokens * inputs * outputs
+
+    def row(part: str, call: Callable, held: int, **more: object) -> dict:
+        time = milliseconds(call, device)
+        return {**shape._asdict(), "part": part, "ms": time, "bytes": held, "operations": operations, **more}
+
+    yield row("bf16 linear", lambda: linear(x), linear.weight.nbytes)
+    for w_bits in (4, 3):
+        packed = PackedLinear(quantized(linear, Scheme(w_bits, 16, group_size=MODULATION_GROUP)))
+        bits = {"w_bits": w_bits, "a_bits": 16}
+        held = packed.planes.nbytes + packed.scale.nbytes
+        yield row("linear, whole", partial(packed, x), held, **bits)
+        can, tensors = devices.abilities(device), (x, packed.planes, packed.scale, packed.bias)
+        if can.nvrtc:
+            yield row("few rows, tables", partial(few_rows_table.multiply_few, *tensors), held, **bits)
+        if can.triton:
+            from adatsq.cuda.few_rows_kernel import multiply_few
+
+            yield row("few rows, Triton", partial(multiply_few, *tensors), held, **bits)
 
 
 def _quantize_in_torch(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -166,14 +166,17 @@ def layers(shapes: Sequence[Shape], device: torch.device) -> Iterator[Check]:
 
 def modulation(shape: Shape, device: torch.device) -> Iterator[Check]:
     """Weights alone, in groups: few rows have a kernel of their own, more go through the reference."""
-    linear = nn.Linear(shape.inputs, shape.outputs, device=device).requires_grad_(False)
-    reference = quantized(linear, Scheme(4, 16, group_size=MODULATION_GROUP))
-    packed = PackedLinear(reference)
-    for rows in (1, FEW, FEW + 1):
-        x = torch.randn(rows, shape.inputs).to(device)
-        expected = reference(x)
-        off = float((packed(x) - expected).norm() / expected.norm())
-        yield Check(f"{shape.name} W4A16, {rows} rows", off < 1e-5, f"relative {off:.1e}")
+    limits = {torch.float32: 1e-5, torch.bfloat16: 5e-3}
+    for dtype, (w_bits, group) in itertools.product(limits, ((4, MODULATION_GROUP), (3, None))):
+        linear = nn.Linear(shape.inputs, shape.outputs, device=device, dtype=dtype).requires_grad_(False)
+        reference = quantized(linear, Scheme(w_bits, 16, group_size=group))
+        packed, weight = PackedLinear(reference), reference.weight_matrix().double()
+        for rows in (1, FEW, FEW + 1):
+            x = torch.randn(rows, shape.inputs).to(device, dtype)
+            expected = x.double() @ weight.T + linear.bias.double()
+            off = float((packed(x) - expected).norm() / expected.norm())
+            name = f"{shape.name} W{w_bits}A16, {rows} rows, {str(dtype)[6:]}"
+            yield Check(name, off < limits[dtype], f"relative {off:.1e}")
 
 
 def random_codes(shape: tuple[int, int], largest: int, device: torch.device) -> Tensor:

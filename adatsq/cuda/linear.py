@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adatsq import packing as files
-from adatsq.cuda import activations, devices, packing, products, sharing
+from adatsq.cuda import activations, devices, few_rows_table, packing, products, sharing
 from adatsq.cuda.exact import product_of
 from adatsq.cuda.prologue import NONE, rows_of, width
 from adatsq.linear import QuantLinear
@@ -245,15 +245,18 @@ def _times_few(
     finite: Tensor,
 ) -> Tensor:
     """`QuantLinear.forward` with 16-bit activations, few rows of them."""
-    from adatsq.cuda.few_rows_kernel import multiply_few
+    from adatsq.cuda import few_rows_kernel
 
     rows = x.reshape(-1, x.shape[-1])
     if smoothing is not None:
         rows = rows.float() / smoothing.float()
     if rotation:
         rows = rotate(rows.float(), seed)
+    rows = rows.to(x.dtype)
+    tables = devices.abilities(x.device).nvrtc and few_rows_table.fits(rows, scale, bias)
     with torch.cuda.device_of(x):
-        y = multiply_few(rows.to(x.dtype), planes, scale, bias, finite)
+        way = few_rows_table if tables else few_rows_kernel
+        y = way.multiply_few(rows, planes, scale, bias, finite)
     return y.view(*x.shape[:-1], len(scale))
 
 

@@ -239,7 +239,7 @@ KINDS = {
     "attention": ("sdpa", "attention", "flash", "fmha"),
     "unpack": ("_unpack",),
     "round": ("_quantize_rows", "rotate_rows"),
-    "linear": ("nvjet", "gemm", "cutlass", "_multiply", "gemv", "splitK", "matmul", "kernel_int8"),
+    "linear": ("nvjet", "gemm", "cutlass", "multiply_", "gemv", "splitK", "matmul", "kernel_int8"),
 }
 
 
