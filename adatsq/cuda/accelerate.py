@@ -36,7 +36,10 @@ def accelerate(
     if not layers:
         raise ValueError("this pipeline is not quantized: call adatsq.quantize, or adatsq.load, first")
     for name, layer in layers.items():
-        if layer.w_bits < 16 and not isinstance(layer, PackedLinear):
+        if isinstance(layer, PackedLinear):
+            if devices.abilities(layer.planes.device).e4m3:
+                layer.find_row_sum()
+        elif layer.w_bits < 16:
             transformer.set_submodule(name, PackedLinear(layer, fast_accumulation))
     layers.clear()
     sharing.assign(transformer, PackedLinear)

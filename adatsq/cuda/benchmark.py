@@ -87,8 +87,8 @@ def shape_rows(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bf
             int8 = rows.to(torch.int8), s_x, codes, s_w, bias, dtype
             yield row("product in int8", lambda: products.multiply(*int8), moved, operations, **bits)  # noqa: B023
         finite = torch.ones((), dtype=torch.int32, device=device)
-        bits_and_group = torch.tensor([a_bits, sharing.ALONE, 0])
-        call = partial(_whole, x, planes, s_w, bias, bits_and_group, finite)
+        numbers = torch.tensor([a_bits, sharing.ALONE, 0, 0])  # `PackedLinear._bits`
+        call = partial(_whole, x, planes, s_w, bias, numbers, finite)
         yield row("linear, whole", call, planes.nbytes + in_and_out, operations, **bits)
 
 

@@ -73,6 +73,14 @@ def sums(shapes: Sequence[Shape], device: torch.device) -> Iterator[Check]:
                         off == 0 if promised else None,
                         f"off by {off:g} ({share:.1e})",
                     )
+        for largest in (3, 7) if e4m3 else ():
+            for kind, x, w in summing_to(exact.ACCUMULATOR // largest, largest, shape.inputs, device):
+                w8 = (w.float() * packing.UNIT).to(torch.float8_e4m3fn)
+                x8, expected = x.to(torch.float8_e4m3fn), integer_product(x, w)
+                y = products.multiply(x8, ones(x) / packing.UNIT, w8, ones(w), None, torch.float32, True)
+                off = float((y.double() - expected).abs().max())
+                name = f"e4m3 K={shape.inputs} A up to {largest}, W at its bound, {kind}, fast"
+                yield Check(name, off == 0, f"off by {off:g}")
         for kind, x, w in hard_inputs(shape, 127, 127, device):
             expected = integer_product(x, w)
             y = products.multiply(x, ones(x), w, ones(w), None, torch.float32)
@@ -195,6 +203,25 @@ def hard_inputs(
     yield "one-sided", x.abs(), w.abs()
     yield "all the largest", torch.full_like(x, x_max), torch.full_like(w, w_max)
     yield "odd, of two signs", torch.full_like(x, x_max), torch.full_like(w, -max(1, w_max - 1))
+
+
+def summing_to(
+    total: int, largest: int, inputs: int, device: torch.device
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(what it is, x, w), w with rows whose sizes add up to `total`, as far as 7s do: few large weights, or
+    many small ones, that come first, last or anywhere. x = +-largest with w's signs makes all sums largest."""
+    for kind, each in (("few", 7), ("many", min(7, -(-total // inputs)))):
+        w = torch.zeros(inputs, dtype=torch.int8, device=device)
+        w[: total // each] = each
+        w[total // each : total // each + 1] = total % each
+        for order, sizes in {
+            "first": w,
+            "last": w.flip(0),
+            "anywhere": w[torch.randperm(inputs, device=device)],
+        }.items():
+            for sign in (torch.ones_like(w), random_codes((1, inputs), 1, device)[0] * 2 + 1):
+                x = (largest * sign.sign()).expand(32, -1)
+                yield f"{kind} {order}", x, (sizes * sign.sign()).expand(16, -1)
 
 
 def integer_product(x: Tensor, w: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from adatsq import packing as files
 from adatsq.cuda import activations, devices, few_rows_table, packing, products, sharing
-from adatsq.cuda.exact import product_of
+from adatsq.cuda.exact import e4m3_is_exact, product_of, row_sum
 from adatsq.cuda.prologue import NONE, rows_of, width
+from adatsq.integer import qmax
 from adatsq.linear import QuantLinear
 from adatsq.rotation import rotate
 
@@ -57,6 +58,7 @@ class PackedLinear(QuantLinear):
             self.scale = files.narrow(self.scale)
         if planes is None:
             planes = packing.pack(self.codes, self.w_bits, self.zero is None)
+            self._bits[3] = row_sum(self.codes) if self.integers else 0
         else:
             planes = packing.padded(planes)
         del self.codes, self.finite
@@ -74,7 +76,8 @@ class PackedLinear(QuantLinear):
     def a_bits(self, bits: int) -> None:
         if "_bits" not in self.__dict__:
             with torch.inference_mode(False):
-                self._bits = torch.zeros(3, dtype=torch.int64, device="cpu")
+                # what the operator asks for on the CPU: a_bits, group and position, row_sum
+                self._bits = torch.zeros(4, dtype=torch.int64, device="cpu")
         self._bits[0] = bits
 
     @property
@@ -92,6 +95,22 @@ class PackedLinear(QuantLinear):
         """Whether the sum over inputs is one of integers: one scale per output, and one per token."""
         one_scale = self.scale.shape[1] == 1 and self.a_group_size is None
         return one_scale and self.zero is None and not self.a_asymmetric and not self.shift
+
+    @property
+    def row_sum(self) -> int:
+        """`exact.row_sum` of the codes, by which the tensor cores' fast mode may be exact; 0: not known."""
+        return int(self._bits[3])
+
+    def find_row_sum(self) -> None:
+        """Of planes that came from a file: unpacks them, and waits for the device."""
+        if self.integers and not self.row_sum:
+            with torch.cuda.device_of(self.planes):
+                shape = self.out_features, self.in_features
+                self._bits[3] = row_sum(packing.unpack(self.planes, shape))
+
+    def _load_from_state_dict(self, *args: object) -> None:
+        self._bits[3] = 0  # of other planes
+        super()._load_from_state_dict(*args)
 
     def file_planes(self) -> Tensor:
         """The planes as a saved file has them (`adatsq.packing.pack`)."""
@@ -164,9 +183,10 @@ def _packed_linear(
     second: Tensor | None = None,
     prologue: str = NONE,
 ) -> Tensor:
-    """What `PackedLinear` computes, without its low-rank branch. bits: on the CPU, activation bits and the
-    layer's `group`. a_clip: -1 for True. finite becomes 0 if x is not."""
-    (a_bits, group, position), w_bits, inputs = bits.tolist(), len(planes), width(prologue, x, second)
+    """What `PackedLinear` computes, without its low-rank branch. bits: on the CPU, activation bits, the
+    layer's `group` and its `row_sum`. a_clip: -1 for True. finite becomes 0 if x is not."""
+    a_bits, group, position, sizes = bits.tolist()
+    w_bits, inputs = len(planes), width(prologue, x, second)
     clip = a_clip if a_clip >= 0 else True
     shape = (outputs, inputs)
     product = product_of(w_bits, a_bits, inputs) if integers else "float"
@@ -212,7 +232,8 @@ def _packed_linear(
         else:
             codes, s_x = shared.codes, shared.scale
         weight = packing.unpack(planes, shape, dtype, packing.shared_buffer(planes))
-        y = products.multiply(codes, s_x, weight, scale.float(), bias, x.dtype, fast_accumulation)
+        fast = e4m3 and e4m3_is_exact(qmax(a_bits), qmax(w_bits), inputs, promoted=False, row_sum=sizes)
+        y = products.multiply(codes, s_x, weight, scale.float(), bias, x.dtype, fast or fast_accumulation)
     return y.view(*x.shape[:-1], outputs)
 
 
