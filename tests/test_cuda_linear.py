@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import adatsq
 from adatsq.cuda import activations, devices, products, sharing
 from adatsq.cuda.linear import PackedLinear, packed_linear
+from adatsq.cuda.prologue import CAT_GELU, SWIGLU
 from adatsq.linear import QuantLinear
 from adatsq.scheme import Scheme, quantized
 
@@ -172,6 +173,9 @@ def test_the_operator_is_registered_right():
     arguments = [torch.randn(3, 64), packed.planes, packed.scale, packed.bias, None, None, packed._bits]
     arguments += [packed.finite, 48, False, 1.0, None, False, 0.0, None, True, False]
     torch.library.opcheck(packed_linear, arguments)
+    torch.library.opcheck(packed_linear, [*arguments, torch.randn(3, 64), SWIGLU])
+    beside = torch.randn(3, 24), *arguments[1:], torch.randn(3, 40), CAT_GELU
+    torch.library.opcheck(packed_linear, beside)
 
 
 def test_nan_is_found_at_the_end_of_the_call_and_forgotten(tiny_pipe):

@@ -209,7 +209,7 @@ def summing_to(
     total: int, largest: int, inputs: int, device: torch.device
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(what it is, x, w), w with rows whose sizes add up to `total`, as far as 7s do: few large weights, or
-    many small ones, that come first, last or anywhere. x = +-largest with w's signs makes all sums largest."""
+    many small ones, that come first, last or anywhere. x = +-largest with w's signs: all sums are largest."""
     for kind, each in (("few", 7), ("many", min(7, -(-total // inputs)))):
         w = torch.zeros(inputs, dtype=torch.int8, device=device)
         w[: total // each] = each

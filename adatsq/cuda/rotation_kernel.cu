@@ -1,19 +1,19 @@
 // Rotate one token, find the largest, round, cast: `activations.quantize` of bfloat16 rows, in CUDA C++.
 // Before that, a prologue if there is one (`prologue.rows_of`).
 //
-// A thread block has one token, all of it in registers. A Hadamard transform of n = 256 W values is made of
+// A thread block has one token, all of it in registers. A Hadamard transform of n = LOW W values is made of
 // log2(n) stages; in stage b, values whose indices differ in bit b become their sum and their difference:
-//   bits 0 to 2    the 8 neighbours that a thread loads at once
-//   bits 3 to 7    lanes of a warp
-//   bits 8 and up  W values that lie 256 apart: exchanged once through shared memory
-// Set at compile time: INPUTS; BLOCK = n; THREADS; E4M3 or not; PROLOGUE, its number in `prologue.KINDS`; FIRST,
-// columns of x, of which the rest of a row is in `second` if PROLOGUE is CAT_GELU.
+//   bits 0 to 2             the 8 neighbours that a thread loads at once
+//   bits 3 to log2(LOW) - 1 lanes of a warp
+//   bits above              W values that lie LOW apart: exchanged once through shared memory
+// Set at compile time: INPUTS; BLOCK = n; THREADS; LOW, up to 256; E4M3 or not; PROLOGUE, its number in
+// `prologue.KINDS`; FIRST, columns of x, of which the rest of a row is in `second` if PROLOGUE is CAT_GELU.
 #define GELU 1
 #define CAT_GELU 2
 #define SWIGLU 3
-#define W (BLOCK / 256)
+#define W (BLOCK / LOW)
 #define EACH (INPUTS / THREADS)              // values of a thread
-#define V (W == 16 ? 2 : 4)                  // neighbours that a thread has after the exchange
+#define V (W >= 8 ? 2 : 4)                   // neighbours that a thread has after the exchange
 #define GROUPS (EACH / (W * V))
 
 typedef unsigned int u32;
@@ -31,10 +31,18 @@ __device__ __forceinline__ u32 two_halves(float low, float high) {
     return word;
 }
 
-__device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
+// x / (1 + 2^y), to a few units in the last place.
+__device__ __forceinline__ float over_one_plus_exp2(float x, float y) {
+    float power, inverse;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(y));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));
+    return x * inverse;
+}
 
-__device__ __forceinline__ float gelu(float x) {  // 2 sqrt(2 / pi), and the same times 0.044715
-    return __fdividef(x, 1.0f + __expf(-x * fmaf(0.0713548163f, x * x, 1.5957691216f)));
+__device__ __forceinline__ float silu(float x) { return over_one_plus_exp2(x, -1.4426950409f * x); }
+
+__device__ __forceinline__ float gelu(float x) {  // -2 log2(e) sqrt(2 / pi), and the same times 0.044715
+    return over_one_plus_exp2(x, x * fmaf(-0.1029432397f, x * x, -2.3022081986f));
 }
 
 __device__ __forceinline__ u32 gelu_of_two(u32 word) {
@@ -124,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rotate_rows(
             for (int i = 0; i < 8; i++)
                 if (!(i & bit)) butterfly(v[i], v[i | bit]);
 #pragma unroll
-        for (int bit = 1; bit < 32; bit *= 2) {
+        for (int bit = 1; bit < LOW / 8; bit *= 2) {
             const float own = t & bit ? -1.0f : 1.0f;
 #pragma unroll
             for (int i = 0; i < 8; i++) v[i] = fmaf(own, v[i], __shfl_xor_sync(0xffffffffu, v[i], bit));
@@ -146,7 +154,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rotate_rows(
 #pragma unroll
         for (int w = 0; w < W; w++)
 #pragma unroll
-            for (int i = 0; i < V; i++) v[w * V + i] = shared[place / 256 * BLOCK + w * 256 + place % 256 + i];
+            for (int i = 0; i < V; i++) v[w * V + i] = shared[place / LOW * BLOCK + w * LOW + place % LOW + i];
 #pragma unroll
         for (int bit = V; bit < W * V; bit *= 2)
 #pragma unroll
@@ -180,8 +188,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) rotate_rows(
         const float* v = z + g * W * V;
 #pragma unroll
         for (int w = 0; w < W; w++) {
-            unsigned char* at = out + place / 256 * BLOCK + w * 256 + place % 256;
-#if W == 16
+            unsigned char* at = out + place / LOW * BLOCK + w * LOW + place % LOW;
+#if V == 2
             *(unsigned short*)at = (unsigned short)two_bytes(v[w * V], v[w * V + 1]);
 #else
             *(u32*)at = four_bytes(v + w * V);

@@ -20,6 +20,12 @@ from adatsq.rotation import block_size
 SOURCE = Path(__file__).with_suffix(".cu")
 MOST_EACH = 40  # values of a row that a thread holds in registers
 MOST_BLOCK = 4096
+LOW = 256  # 64, 128 or 256: values of a block among which lanes of a warp exchange
+
+
+def low_of(block: int) -> int:
+    """LOW in a block of this size: with 256 values no others are left; 16 may be left to shared memory."""
+    return max(256 if block == 256 else LOW, block // 16)
 
 
 def threads_of(inputs: int) -> int | None:
@@ -27,8 +33,8 @@ def threads_of(inputs: int) -> int | None:
     block = block_size(inputs)
     if not 256 <= block <= MOST_BLOCK:
         return None
-    far = block // 256
-    together = far * (2 if far == 16 else 4) if far > 1 else 8  # values that stay with one thread
+    far = block // low_of(block)
+    together = far * (2 if far >= 8 else 4) if far > 1 else 8  # values that stay with one thread
     for threads in range(32, 1025, 32):
         if inputs % (8 * threads) == 0 and inputs % (together * threads) == 0:
             if inputs <= MOST_EACH * threads:
@@ -72,13 +78,15 @@ def rotate_rows(
 
 def options(inputs: int, e4m3: bool, prologue: str, first: int) -> dict[str, int]:
     """What `rotation_kernel.cu` wants to be set; first: columns of x."""
-    sizes = {"INPUTS": inputs, "BLOCK": block_size(inputs), "THREADS": threads_of(inputs), "FIRST": first}
-    return {**sizes, "E4M3": int(e4m3), "PROLOGUE": KINDS.index(prologue)}
+    block = block_size(inputs)
+    sizes = {"INPUTS": inputs, "BLOCK": block, "LOW": low_of(block), "THREADS": threads_of(inputs)}
+    return {**sizes, "FIRST": first, "E4M3": int(e4m3), "PROLOGUE": KINDS.index(prologue)}
 
 
 @cache
 def _compiled(inputs: int, e4m3: bool, device: torch.device, prologue: str, first: int):
     """(kernel, threads, bytes of shared memory) for the current device, which is `device`."""
-    shared = 4 * inputs if block_size(inputs) > 256 else 0
-    kernel = compiled(SOURCE, "rotate_rows", options(inputs, e4m3, prologue, first), shared)
+    defined = options(inputs, e4m3, prologue, first)
+    shared = 4 * inputs if defined["BLOCK"] > defined["LOW"] else 0
+    kernel = compiled(SOURCE, "rotate_rows", defined, shared)
     return kernel, threads_of(inputs), shared
