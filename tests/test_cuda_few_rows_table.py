@@ -83,7 +83,7 @@ def test_two_rows_of_words_fit_the_registers(inputs, bits):
     defined = few_rows_table.options(inputs, 1, bits, torch.bfloat16, None)
     held = 2 * -(-inputs // 1024) * (bits + 1)
     assert held <= 65536 // defined["THREADS"] - 30 or defined["THREADS"] == 512
-    assert defined["GROUP"] == inputs and defined["SCALE"] == defined["BIAS"] == "half"
+    assert defined["GROUP"] == inputs and defined["SCALE"] == defined["BIAS"] == "bf16"
     assert few_rows_table.shared_bytes(inputs) < 227 * 1024
 
 

@@ -9,23 +9,23 @@
 // l + 32, ... of it, and the tables for these words lie in bank l of the shared memory, so that the 32 lanes
 // look at once, wherever they look. While a row is looked up, the next one is on its way from memory.
 // Set at compile time: INPUTS, a multiple of 32; BITS; QMAX; GROUP, inputs that share a scale, a multiple of 32;
-// THREADS; SCALE and BIAS, the types of scales and bias: float, or `half` for bfloat16.
+// THREADS; SCALE and BIAS, the types of scales and bias: float, or bf16.
 typedef unsigned int u32;
-typedef unsigned short half;  // a bfloat16
+typedef unsigned short bf16;
 
 #define WORDS (INPUTS / 32)  // of a row, in one plane
 #define CHUNKS ((WORDS + 31) / 32)
 
 __device__ __forceinline__ float value(float v) { return v; }
-__device__ __forceinline__ float value(half v) { return __uint_as_float((u32)v << 16); }
+__device__ __forceinline__ float value(bf16 v) { return __uint_as_float((u32)v << 16); }
 
 struct Weights {  // a lane's share of a row
     u32 word[CHUNKS][BITS];
     float scale[CHUNKS];
 };
 
-__device__ __forceinline__ void read(Weights& row, const u32* planes, const SCALE* scale, int words, int n,
-                                     int lane) {
+__device__ __forceinline__ void read_row(Weights& row, const u32* planes, const SCALE* scale, int words, int n,
+                                         int lane) {
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
         const int j = 32 * c + lane;
@@ -38,21 +38,21 @@ __device__ __forceinline__ void read(Weights& row, const u32* planes, const SCAL
 
 extern "C" __global__ void __launch_bounds__(THREADS) multiply_few(
     const uint2* __restrict__ x, const u32* __restrict__ planes, const SCALE* __restrict__ scale,
-    const BIAS* __restrict__ bias, half* __restrict__ y, int* __restrict__ finite, int outputs, int words,
+    const BIAS* __restrict__ bias, bf16* __restrict__ y, int* __restrict__ finite, int outputs, int words,
     int has_bias) {
     extern __shared__ float table[];             // [chunk][nibble of the word][sum][lane]
     float* totals = table + CHUNKS * 8 * 16 * 32;  // of a word's inputs: [chunk][lane]
     const int lane = threadIdx.x % 32, m = blockIdx.y;
     Weights now, next;
     int n = threadIdx.x / 32 * gridDim.x + blockIdx.x;  // each block has as many rows as any other, or one less
-    if (n < outputs) read(now, planes, scale, words, n, lane);
+    if (n < outputs) read_row(now, planes, scale, words, n, lane);
 
     for (int i = threadIdx.x; i < CHUNKS * 8 * 32; i += THREADS) {
         const int j = i / 256 * 32 + lane, nibble = i / 32 % 8;
         const uint2 four = j < WORDS ? x[(m * WORDS + j) * 8 + nibble] : make_uint2(0, 0);
         float sums[16] = {0.0f};
-        const float inputs[4] = {value((half)four.x), value((half)(four.x >> 16)), value((half)four.y),
-                                 value((half)(four.y >> 16))};
+        const float inputs[4] = {value((bf16)four.x), value((bf16)(four.x >> 16)), value((bf16)four.y),
+                                 value((bf16)(four.y >> 16))};
 #pragma unroll
         for (int b = 0; b < 4; b++) {
             if ((__float_as_uint(inputs[b]) & 0x7fffffffu) >= 0x7f800000u && blockIdx.x == 0) *finite = 0;
@@ -75,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) multiply_few(
 
     const int step = THREADS / 32 * gridDim.x;
     for (; n < outputs; n += step) {
-        if (n + step < outputs) read(next, planes, scale, words, n + step, lane);
+        if (n + step < outputs) read_row(next, planes, scale, words, n + step, lane);
         float sum = 0.0f;
 #pragma unroll
         for (int c = 0; c < CHUNKS; c++) {
@@ -100,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) multiply_few(
             if (has_bias) sum += value(bias[n]);
             u32 word;
             asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(0.0f), "f"(sum));
-            y[m * outputs + n] = (half)word;
+            y[m * outputs + n] = (bf16)word;
         }
         now = next;
     }

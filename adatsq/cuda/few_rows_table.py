@@ -16,7 +16,7 @@ from adatsq.integer import qmax
 
 SOURCE = Path(__file__).with_suffix(".cu")
 MOST_INPUTS = 4096  # whose words and tables fit a thread's registers and a block's memory
-TYPES = {torch.float32: "float", torch.bfloat16: "half"}
+TYPES = {torch.float32: "float", torch.bfloat16: "bf16"}
 
 
 def fits(x: Tensor, scale: Tensor, bias: Tensor | None) -> bool:
