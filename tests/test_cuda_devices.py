@@ -7,7 +7,8 @@ import warnings
 import pytest
 import torch
 
-from adatsq.cuda import devices
+from adatsq import integer, packing
+from adatsq.cuda import activations, devices, few_rows_table, rotation_kernel
 
 CPU = torch.device("cpu")
 
@@ -91,3 +92,32 @@ def test_the_trial_knows_right_from_wrong(module, kernel, said, kernel_device, m
 
     monkeypatch.setattr(there, kernel, wrong)
     assert devices._wrong_kernel(kernel_device) == said
+
+
+def rotated_rows(x, bits, clip, table, dtype, finite):
+    return activations.quantize(x, bits, clip, True, dtype=dtype)
+
+
+def few_rows(x, planes, scale, bias):
+    codes = packing.unpack(planes, len(planes), (len(scale), x.shape[1]))
+    return (x.double() @ integer.dequantize(codes.double(), scale.double()).T).to(x.dtype)
+
+
+def test_the_trial_of_cuda_knows_right_from_wrong(monkeypatch):
+    """Plain torch in place of the kernels, and then with half of the first row of answers left out."""
+    monkeypatch.setattr(rotation_kernel, "rotate_rows", rotated_rows)
+    monkeypatch.setattr(few_rows_table, "multiply_few", few_rows)
+    assert devices._wrong_in_cuda(CPU) is None and devices._nvrtc_works(CPU)
+
+    def without(answer):
+        answer[0, ::2] = 0
+        return answer
+
+    monkeypatch.setattr(few_rows_table, "multiply_few", lambda *args: without(few_rows(*args)))
+    with pytest.warns(
+        UserWarning, match="trial the few rows computed something else.*: Triton does its work"
+    ):
+        assert not devices._nvrtc_works(CPU)
+    half = lambda *args: (without(rotated_rows(*args)[0]), None)  # noqa: E731
+    monkeypatch.setattr(rotation_kernel, "rotate_rows", half)
+    assert devices._wrong_in_cuda(CPU) == "the rotation"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adatsq.cuda import exact
-from adatsq.integer import qmax
+from adatsq.integer import qmax, quantize, weight_scale
 
 
 def test_e4m3_holds_the_integers_up_to_16_and_not_17():
@@ -69,3 +69,63 @@ def test_outside_the_bound_the_model_goes_wrong():
 )
 def test_the_product_for_each_layer_and_bits(w_bits, a_bits, inputs, product):
     assert exact.product_of(w_bits, a_bits, inputs) == product
+
+
+def rows_at_the_bound(largest_x, largest_w, inputs, generator):
+    """Weights whose sizes add up to 2^13 / largest_x, or as many as fit, in many distributions and orders."""
+    total = min(exact.ACCUMULATOR // largest_x, inputs * largest_w)
+    for most in range(1, largest_w + 1):
+        if total > inputs * most:
+            continue
+        w = torch.zeros(inputs, dtype=torch.long)
+        while total > w.sum():
+            room = (w < most).nonzero().flatten()
+            take = torch.randperm(len(room), generator=generator)[: total - int(w.sum())]
+            w[room[take[: max(1, len(take) // 2)]]] += 1
+        yield from (w, w.sort()[0], w.sort(descending=True)[0])
+
+
+@pytest.mark.parametrize("largest_x", [1, 3, 7, 15, 16])
+@pytest.mark.parametrize("inputs", [100, 1024])
+def test_a_row_s_own_bound_makes_the_fast_mode_exact(largest_x, inputs):
+    """Against the model, with x that makes all partial sums as large as they can be, and random ones."""
+    generator = torch.Generator().manual_seed(largest_x)
+    for w in rows_at_the_bound(largest_x, 7, inputs, generator):
+        assert exact.e4m3_is_exact(largest_x, 7, inputs, False, exact.row_sum(w[None]))
+        sign = torch.randint(0, 2, (inputs,), generator=generator) * 2 - 1
+        half = torch.where(torch.arange(inputs) < inputs // 2, 1, -1)  # up to the bound, and back again
+        random = torch.randint(-largest_x, largest_x + 1, (inputs,), generator=generator)
+        for x, weight in [
+            (sign * largest_x, sign * w),
+            (half * largest_x, w),
+            (random, w * sign),
+            (sign * largest_x, w),
+        ]:
+            assert exact.accumulated(x.float(), weight.float(), None) == (x * weight).sum()
+
+
+def test_beyond_a_row_s_bound_the_model_goes_wrong():
+    """Twice the arithmetic's own limit, of which half is asked for: then an odd sum has no room."""
+    x, w = torch.full((1024,), 7), torch.full((1024,), 5)
+    w[-1] = 0
+    assert 2 * exact.ACCUMULATOR < 7 * exact.row_sum(w[None])
+    assert not exact.e4m3_is_exact(7, 7, 1024, False, exact.row_sum(w[None]))
+    assert exact.accumulated(x.float(), w.float(), None) != (x * w).sum()
+
+
+def test_row_sums_by_hand():
+    codes = torch.tensor([[1, -3, 0], [2, 2, -1], [0, 0, 3]], dtype=torch.int8)
+    assert exact.row_sum(codes) == 5 and exact.row_sum(codes[:0]) == 0
+    assert exact.row_sum(torch.full((1, 1000), -127, dtype=torch.int8)) == 127_000
+    # not known: the largest that it can be
+    assert not exact.e4m3_is_exact(3, 3, 3072, False) and exact.e4m3_is_exact(3, 3, 3072, False, 2730)
+    assert not exact.e4m3_is_exact(3, 3, 3072, False, 2731)
+    assert not exact.e4m3_is_exact(17, 3, 3072, False, 1)  # 17 is no number of e4m3
+
+
+def test_three_bits_of_a_normal_weight_are_within_the_bound():
+    """As in Flux's layers with 3072 inputs, scaled by the largest: no worst case, but what there is."""
+    weight = torch.randn(64, 3072, generator=torch.Generator().manual_seed(0))
+    codes = quantize(weight, weight_scale(weight, 3), 3)
+    assert exact.e4m3_is_exact(3, 3, 3072, False, exact.row_sum(codes))
+    assert not exact.e4m3_is_exact(7, 3, 3072, False, exact.row_sum(codes))

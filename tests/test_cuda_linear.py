@@ -9,8 +9,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import adatsq
-from adatsq.cuda import activations, sharing
+from adatsq.cuda import activations, devices, products, sharing
 from adatsq.cuda.linear import PackedLinear, packed_linear
+from adatsq.cuda.prologue import CAT_GELU, SWIGLU
 from adatsq.linear import QuantLinear
 from adatsq.scheme import Scheme, quantized
 
@@ -172,6 +173,9 @@ def test_the_operator_is_registered_right():
     arguments = [torch.randn(3, 64), packed.planes, packed.scale, packed.bias, None, None, packed._bits]
     arguments += [packed.finite, 48, False, 1.0, None, False, 0.0, None, True, False]
     torch.library.opcheck(packed_linear, arguments)
+    torch.library.opcheck(packed_linear, [*arguments, torch.randn(3, 64), SWIGLU])
+    beside = torch.randn(3, 24), *arguments[1:], torch.randn(3, 40), CAT_GELU
+    torch.library.opcheck(packed_linear, beside)
 
 
 def test_nan_is_found_at_the_end_of_the_call_and_forgotten(tiny_pipe):
@@ -221,3 +225,37 @@ def test_a_pipeline_follows_the_same_policy_file(tiny_pipe, tiny_images, tmp_pat
     assert state.keys() == packed.transformer.state_dict().keys()
     assert all(torch.equal(t, state[name]) for name, t in packed.transformer.state_dict().items())
     assert np.array_equal(tiny_images(packed, **call), found)
+
+
+def test_the_fast_mode_is_taken_where_the_layer_s_weights_allow_it(monkeypatch):
+    """By the bits of each step, and of these weights: not of others that are loaded later."""
+    monkeypatch.setattr(devices, "abilities", lambda device: devices.Abilities(False, True))
+    taken, multiply = [], products.multiply
+    monkeypatch.setattr(products, "multiply", lambda *args: taken.append(args[-1]) or multiply(*args))
+    reference = layer(Scheme(3, 3), 1024, 48)
+    packed, x = PackedLinear(reference), torch.randn(5, 1024)
+    largest = max(sum(abs(int(code)) for code in row) for row in reference.codes)
+    assert packed.row_sum == largest and 3 * largest <= 2**13 < 16 * largest
+    for bits in (3, 4, 5, 8):
+        reference.a_bits = packed.a_bits = bits
+        torch.testing.assert_close(packed(x), reference(x), rtol=1e-5, atol=2e-6)
+    assert taken == [True, 7 * largest <= 2**13, 15 * largest <= 2**13, False]
+
+    taken.clear()
+    packed.a_bits = 3
+    other = copy.deepcopy(packed)
+    other.load_state_dict(packed.state_dict())
+    assert other.row_sum == 0 and torch.equal(other(x), packed(x)) and taken == [False, True]
+    other.find_row_sum()
+    assert other.row_sum == largest
+    always = PackedLinear(reference, fast_accumulation=True)
+    always.a_bits = 5
+    always(x)
+    assert taken[-1] is True
+
+
+def test_a_layer_whose_sums_are_no_integers_has_no_bound():
+    assert PackedLinear(layer(Scheme(4, 4, asymmetric=True))).row_sum == 0
+    grouped = PackedLinear(layer(Scheme(4, 16, group_size=16)))
+    grouped.find_row_sum()
+    assert grouped.row_sum == 0

@@ -13,15 +13,23 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA dev
 WIDTHS = (3072, 12288, 15360, 3840, 10240, 1536, 8960, 5120, 13824)
 
 
+@pytest.fixture(params=[64, 128, 256])
+def low(request, monkeypatch):
+    monkeypatch.setattr(rotation_kernel, "LOW", request.param)
+    rotation_kernel._compiled.cache_clear()
+    yield request.param
+    rotation_kernel._compiled.cache_clear()
+
+
 def shares(inputs):
     """(W, V, threads, values of a thread), as the macros at the top of rotation_kernel.cu."""
-    far = block_size(inputs) // 256
+    far = block_size(inputs) // rotation_kernel.low_of(block_size(inputs))
     threads = rotation_kernel.threads_of(inputs)
-    return far, 2 if far == 16 else 4, threads, inputs // threads
+    return far, 2 if far >= 8 else 4, threads, inputs // threads
 
 
 @pytest.mark.parametrize("inputs", WIDTHS)
-def test_threads_share_a_row_evenly(inputs):
+def test_threads_share_a_row_evenly(inputs, low):
     far, near, threads, each = shares(inputs)
     assert threads % 32 == 0 and threads <= 1024
     assert inputs == threads * each and each % 8 == 0 and each <= rotation_kernel.MOST_EACH
@@ -50,6 +58,7 @@ def as_the_kernel_does(x):
     """A row (inputs,) rotated: every index is one that rotation_kernel.cu computes."""
     inputs, block = len(x), block_size(len(x))
     far, near, threads, each = shares(inputs)
+    low = rotation_kernel.low_of(block)
     t = np.arange(threads)[:, None]
     sign = rotation.signs(block).numpy()
     z = np.empty((threads, each))
@@ -60,7 +69,7 @@ def as_the_kernel_does(x):
             v = butterflies(v, bit)
         lanes = v.T.reshape(8, -1, 32)
         for bit in (1, 2, 4, 8, 16):
-            lanes = butterflies(lanes, bit)
+            lanes = butterflies(lanes, bit) if bit < low // 8 else lanes
         z[:, 8 * c : 8 * c + 8] = lanes.reshape(8, threads).T
     out = np.full(inputs, np.nan)
     if far == 1:
@@ -70,10 +79,10 @@ def as_the_kernel_does(x):
     shared = np.empty(inputs)
     for c in range(each // 8):
         shared[8 * (c * threads + t) + np.arange(8)] = z[:, 8 * c : 8 * c + 8]
-    for g in range(each // (far * near)):  # values that lie 256 apart
+    for g in range(each // (far * near)):  # values that lie LOW apart
         place = (g * threads + t) * near
         w, i = np.divmod(np.arange(far * near), near)
-        at = place // 256 * block + w * 256 + place % 256 + i
+        at = place // low * block + w * low + place % low + i
         v = shared[at]
         bit = near
         while bit < far * near:
@@ -83,7 +92,7 @@ def as_the_kernel_does(x):
 
 
 @pytest.mark.parametrize("inputs", WIDTHS)
-def test_the_walk_of_the_kernel_is_the_rotation(inputs):
+def test_the_walk_of_the_kernel_is_the_rotation(inputs, low):
     x = np.random.default_rng(0).standard_normal(inputs)
     expected = rotation.rotate(torch.from_numpy(x)[None])[0].numpy()
     assert np.abs(as_the_kernel_does(x) - expected).max() < 1e-5 * np.abs(expected).max()
@@ -92,7 +101,7 @@ def test_the_walk_of_the_kernel_is_the_rotation(inputs):
 @pytest.mark.gpu
 @GPU
 @pytest.mark.parametrize("inputs", WIDTHS)
-def test_codes_are_those_of_plain_torch(inputs):
+def test_codes_are_those_of_plain_torch(inputs, low):
     from adatsq import integer
     from adatsq.cuda import activations
 

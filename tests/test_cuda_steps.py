@@ -21,7 +21,8 @@ def test_ours_and_bfloat16_are_measured(model, tmp_path):
     table = pd.read_csv(file).set_index(["method", "w_bits", "a_bits"])
     expected = [("bf16", 16, 16)]
     for w, bits in steps.OURS.items():
-        expected += [*(("adatsq", w, a) for a in bits), ("adatsq fast sums", w, w)]
+        ours = [*(("adatsq", w, a) for a in bits), ("adatsq fast sums", w, w), ("adatsq fused", w, w)]
+        expected += ours
     assert table.index.tolist() == expected
     assert (table["ms"] > 0).all() and table["failed"].isna().all()
     assert table.at[("bf16", 16, 16), "error"] == 0 and table.at[("bf16", 16, 16), "gain"] == 1
@@ -54,6 +55,8 @@ def test_what_hopper_cannot_run_is_a_row(tmp_path):
         ("nvjet_tst_256x128_64x4_2x1_v_bz_coopA_NNT", "linear"),
         ("void cutlass::device_kernel<...>", "linear"),
         ("_multiply_few", "linear"),
+        ("multiply_few", "linear"),
+        ("_multiply_int8", "linear"),
         ("rotate_rows", "round"),
         ("_quantize_rows", "round"),
         ("_unpack_words", "unpack"),

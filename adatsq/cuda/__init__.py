@@ -4,10 +4,12 @@
     packing       weights at 2 to 8 bits, unpacked layer by layer (`unpack_kernel`)
     activations   rotate or smooth, scale, round, cast in one pass (`activations_kernel`; bfloat16 rows
                   that are rotated: `rotation_kernel`)
+    prologue      what comes before the rounding, in the same pass: an activation function
     sharing       one rounding for linears that read the same activations
     products      integers times integers, then the scales (`products_kernel`)
-                  (`few_rows_kernel`: few rows times weights that alone are quantised)
+                  (`few_rows_kernel`, `few_rows_table`: few rows times weights that alone are quantised)
     linear        `PackedLinear`, all of it together as one operator that torch.compile keeps whole
+    fusing        feed-forwards that leave their activation function to such a prologue
     accelerate    a quantized pipeline on packed weights
     graphs        a transformer's call launched at once
     devices       what a card can do; without CUDA, plain torch computes the same

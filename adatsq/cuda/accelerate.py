@@ -3,13 +3,18 @@
 from diffusers import DiffusionPipeline
 
 from adatsq.cuda import devices, sharing
+from adatsq.cuda.fusing import fuse as fuse_modules
 from adatsq.cuda.graphs import record_calls
 from adatsq.cuda.linear import PackedLinear
 from adatsq.linear import QuantLinear
 
 
 def accelerate(
-    pipe: DiffusionPipeline, fast_accumulation: bool = False, verbose: bool = True, graphs: bool = False
+    pipe: DiffusionPipeline,
+    fast_accumulation: bool = False,
+    verbose: bool = True,
+    graphs: bool = False,
+    fuse: bool = False,
 ) -> DiffusionPipeline:
     """Replace the `QuantLinear`s of pipe.transformer by `PackedLinear`s, in place, and return the pipeline.
 
@@ -20,7 +25,9 @@ def accelerate(
 
     fast_accumulation: FP8 products in the tensor cores' fast mode, about 10% faster, whose sums are cut off
     to 14 bits (`exact`). verbose: print what this device uses, and why. graphs: record each call of the
-    transformer as a CUDA graph (`graphs`), which pays from the second picture on.
+    transformer as a CUDA graph (`graphs`), which pays from the second picture on. fuse: compute activation
+    functions of feed-forwards while the next linear's input is rounded (`fusing`); hooks on these linears
+    then see inputs that the function has not been applied to yet.
 
     Raises ValueError if the pipeline is not quantized.
     """
@@ -29,10 +36,15 @@ def accelerate(
     if not layers:
         raise ValueError("this pipeline is not quantized: call adatsq.quantize, or adatsq.load, first")
     for name, layer in layers.items():
-        if layer.w_bits < 16 and not isinstance(layer, PackedLinear):
+        if isinstance(layer, PackedLinear):
+            if devices.abilities(layer.planes.device).e4m3:
+                layer.find_row_sum()
+        elif layer.w_bits < 16:
             transformer.set_submodule(name, PackedLinear(layer, fast_accumulation))
     layers.clear()
     sharing.assign(transformer, PackedLinear)
+    if fuse:
+        fuse_modules(transformer)
     if graphs:
         record_calls(transformer)
     if verbose:

@@ -18,6 +18,7 @@ from torch import Tensor
 from adatsq import integer
 from adatsq.cuda import devices, rotation_kernel
 from adatsq.cuda.packing import UNIT
+from adatsq.cuda.prologue import NONE, rows_of, width
 from adatsq.rotation import block_size, rotate, signs
 
 WIDEST = 32768  # inputs that the kernel holds in one program's registers
@@ -39,27 +40,34 @@ def quantize(
     seed: int | None = None,
     dtype: torch.dtype = torch.int8,
     finite: Tensor | None = None,
+    second: Tensor | None = None,
+    prologue: str = NONE,
 ) -> tuple[Tensor, Tensor]:
     """x (tokens, in) -> codes (tokens, in) in `dtype`, and their scales (tokens, 1) in float32.
 
     dtype: torch.int8, or torch.float8_e4m3fn for codes up to 16; the scales are then divided by UNIT, on
     behalf of the weights that the codes will meet (`packing`). finite: an int32 tensor of one element,
     which becomes 0 if a token is NaN or infinite, and is left alone otherwise; nothing waits for it.
+    second (tokens, any), prologue: what makes the activations of x (`prologue.rows_of`), in the same pass.
     """
-    inputs, can = x.shape[1], devices.abilities(x.device)
-    if rotation and can.nvrtc and x.numel() > 0 and rotation_kernel.fits(x, smoothing):
+    if second is not None and second.dtype != x.dtype:
+        x, second, prologue = rows_of(prologue, x, second), None, NONE
+    inputs, can = width(prologue, x, second), devices.abilities(x.device)
+    if rotation and can.nvrtc and x.numel() > 0 and rotation_kernel.fits(x, smoothing, second, prologue):
         table = _signs(block_size(inputs), seed, x.device, as_bits=True)
-        return rotation_kernel.rotate_rows(x, bits, clip, table, dtype, finite)
+        return rotation_kernel.rotate_rows(x, bits, clip, table, dtype, finite, second, prologue)
     kernel = can.triton and inputs <= WIDEST and x.numel() > 0
-    if rotation and not (kernel and block_size(inputs) >= 256):
-        # The kernel multiplies Hadamard matrices of at least 16 x 16: only toy models have less.
-        x = rotate(x.float() if smoothing is None else x.float() / smoothing.float(), seed)
-        rotation, smoothing = False, None
+    if not kernel or (rotation and block_size(inputs) < 256):
+        x, second, prologue = rows_of(prologue, x, second), None, NONE
+        if rotation:
+            # The kernel multiplies Hadamard matrices of at least 16 x 16: only toy models have less.
+            x = rotate(x.float() if smoothing is None else x.float() / smoothing.float(), seed)
+            rotation, smoothing = False, None
     if kernel:
         from adatsq.cuda.activations_kernel import quantize_rows
 
         table = _signs(block_size(inputs), seed, x.device) if rotation else None
-        return quantize_rows(x, bits, clip, table, smoothing, dtype, finite)
+        return quantize_rows(x, bits, clip, table, smoothing, dtype, finite, second=second, prologue=prologue)
     if smoothing is not None:
         x = x.float() / smoothing.float()
     scale = integer.absmax_scale(x, bits, clip=clip)

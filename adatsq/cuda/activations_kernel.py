@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from adatsq.cuda.packing import UNIT
+from adatsq.cuda.prologue import NONE, width
 from adatsq.integer import qmax
 from adatsq.rotation import _factors, block_size
 
@@ -45,8 +46,14 @@ def _times_hadamard(x, N: tl.constexpr, PARTS: tl.constexpr, DTYPE: tl.constexpr
 
 
 @triton.jit
+def _gelu(x):
+    return x * tl.sigmoid(x * (1.5957691216 + 0.0713548163 * x * x))  # `prologue`
+
+
+@triton.jit
 def _quantize_rows(
     x,
+    second,
     smoothing,
     signs,
     codes,
@@ -57,6 +64,8 @@ def _quantize_rows(
     norm,
     per_unit,
     INPUTS: tl.constexpr,
+    FIRST: tl.constexpr,
+    PROLOGUE: tl.constexpr,
     SMOOTH: tl.constexpr,
     ROTATE: tl.constexpr,
     LOOK: tl.constexpr,
@@ -72,7 +81,17 @@ def _quantize_rows(
     q = tl.arange(0, Q)[None, None, :]
     column = (b * P + p) * Q + q
     inside = column < INPUTS
-    z = tl.load(x + row * INPUTS + column, mask=inside, other=0.0).to(tl.float32)
+    z = tl.load(x + row * FIRST + column, mask=column < FIRST, other=0.0).to(tl.float32)
+    dtype = x.dtype.element_ty
+    if PROLOGUE == "gelu":
+        z = _gelu(z).to(dtype).to(tl.float32)
+    if PROLOGUE == "cat gelu":
+        rest = second + row * (INPUTS - FIRST) + column - FIRST
+        other = tl.load(rest, mask=inside & (column >= FIRST), other=0.0).to(tl.float32)
+        z = tl.where(column < FIRST, z, _gelu(other).to(dtype).to(tl.float32))
+    if PROLOGUE == "swiglu":
+        other = tl.load(second + row * INPUTS + column, mask=inside, other=0.0).to(tl.float32)
+        z = ((z * tl.sigmoid(z)).to(dtype).to(tl.float32) * other).to(dtype).to(tl.float32)
     if SMOOTH:
         z = tl.div_rn(z, tl.load(smoothing + column, mask=inside, other=1.0).to(tl.float32))
     if ROTATE:
@@ -104,11 +123,13 @@ def quantize_rows(
     dtype: torch.dtype,
     finite: Tensor | None,
     warps: int | None = None,
+    second: Tensor | None = None,
+    prologue: str = NONE,
 ) -> tuple[Tensor, Tensor]:
     """`activations.quantize` with the rotation's signs (one block), or None for no rotation."""
     x = x.contiguous()
-    tokens, inputs = x.shape
-    codes = torch.empty(x.shape, dtype=dtype, device=x.device)
+    tokens, inputs = len(x), width(prologue, x, second)
+    codes = torch.empty(tokens, inputs, dtype=dtype, device=x.device)
     scales = torch.empty(tokens, 1, dtype=torch.float32, device=x.device)
     b, p, q = 1, 1, triton.next_power_of_2(inputs)
     if signs is not None:
@@ -116,6 +137,7 @@ def quantize_rows(
         b = triton.next_power_of_2(inputs // (p * q))
     _quantize_rows[(tokens,)](
         x,
+        None if second is None else second.contiguous(),
         smoothing,
         signs,
         codes,
@@ -126,6 +148,8 @@ def quantize_rows(
         (p * q) ** -0.5,
         1 / UNIT if dtype is torch.float8_e4m3fn else 1.0,
         INPUTS=inputs,
+        FIRST=x.shape[1],
+        PROLOGUE=prologue,
         SMOOTH=smoothing is not None,
         ROTATE=signs is not None,
         LOOK=finite is not None,

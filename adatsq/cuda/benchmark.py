@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adatsq import integer
-from adatsq.cuda import activations, devices, exact, packing, products, sharing
+from adatsq.cuda import activations, devices, exact, few_rows_table, packing, products, sharing
 from adatsq.cuda.linear import PackedLinear, packed_linear
+from adatsq.cuda.prologue import GELU, rows_of
 from adatsq.cuda.shapes import MODULATION, SHAPES, TINY, TINY_MODULATION, Shape
 from adatsq.cuda.timing import bandwidth, milliseconds
 from adatsq.files import write_text
@@ -55,6 +56,10 @@ def shape_rows(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bf
             code = _code_dtype(4, bits, inputs, device)
             call = partial(activations.quantize, x, bits, 0.9, rotation, None, None, code)
             yield row("rotate, scale, round" if rotation else "scale, round", call, moved, a_bits=bits)
+    how = 4, 0.9, True, None, None, _code_dtype(4, 4, inputs, device), None, None, GELU
+    call = partial(activations.quantize, x, *how)
+    yield row("gelu, rotate, scale, round", call, moved, a_bits=4)
+    yield row("gelu alone", lambda: rows_of(GELU, x), 2 * short * tokens * inputs)
 
     # One plane of bits after another: random bytes are random codes, but for the one that is none.
     for w_bits, a_bits in CASES:
@@ -82,8 +87,8 @@ def shape_rows(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bf
             int8 = rows.to(torch.int8), s_x, codes, s_w, bias, dtype
             yield row("product in int8", lambda: products.multiply(*int8), moved, operations, **bits)  # noqa: B023
         finite = torch.ones((), dtype=torch.int32, device=device)
-        bits_and_group = torch.tensor([a_bits, sharing.ALONE, 0])
-        call = partial(_whole, x, planes, s_w, bias, bits_and_group, finite)
+        numbers = torch.tensor([a_bits, sharing.ALONE, 0, 0])  # `PackedLinear._bits`
+        call = partial(_whole, x, planes, s_w, bias, numbers, finite)
         yield row("linear, whole", call, planes.nbytes + in_and_out, operations, **bits)
 
 
@@ -93,16 +98,26 @@ def modulation_rows(
     """The same of a linear that sees a row per image: 4-bit weights in groups, activations as they come."""
     inputs, outputs = shape.inputs, shape.outputs
     linear = nn.Linear(inputs, outputs, device=device, dtype=dtype)
-    packed = PackedLinear(quantized(linear, Scheme(4, 16, group_size=MODULATION_GROUP)))
     x = torch.randn(shape.tokens, inputs, device=device).to(dtype)
-    for part, module, bits in (
-        ("bf16 linear", linear, {}),
-        ("linear, whole", packed, {"w_bits": 4, "a_bits": 16}),
-    ):
-        time = milliseconds(lambda: module(x), device)  # noqa: B023
-        held = packed.planes.nbytes + 2 * packed.scale.numel() if bits else linear.weight.nbytes
-        operations = 2 * shape.tokens * inputs * outputs
-        yield {**shape._asdict(), "part": part, "ms": time, "bytes": held, "operations": operations, **bits}
+    operations = 2 * shape.tokens * inputs * outputs
+
+    def row(part: str, call: Callable, held: int, **more: object) -> dict:
+        time = milliseconds(call, device)
+        return {**shape._asdict(), "part": part, "ms": time, "bytes": held, "operations": operations, **more}
+
+    yield row("bf16 linear", lambda: linear(x), linear.weight.nbytes)
+    for w_bits in (4, 3):
+        packed = PackedLinear(quantized(linear, Scheme(w_bits, 16, group_size=MODULATION_GROUP)))
+        bits = {"w_bits": w_bits, "a_bits": 16}
+        held = packed.planes.nbytes + packed.scale.nbytes
+        yield row("linear, whole", partial(packed, x), held, **bits)
+        can, tensors = devices.abilities(device), (x, packed.planes, packed.scale, packed.bias)
+        if can.nvrtc:
+            yield row("few rows, tables", partial(few_rows_table.multiply_few, *tensors), held, **bits)
+        if can.triton:
+            from adatsq.cuda.few_rows_kernel import multiply_few
+
+            yield row("few rows, Triton", partial(multiply_few, *tensors), held, **bits)
 
 
 def _quantize_in_torch(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from diffusers.models.attention import FeedForward
+from diffusers.models.transformers import transformer_flux, transformer_z_image
 from torch import Tensor, nn
 
 from adatsq import integer
-from adatsq.cuda import activations, devices, exact, packing, products
+from adatsq.cuda import activations, devices, exact, packing, products, prologue
+from adatsq.cuda.fusing import fuse
 from adatsq.cuda.linear import FEW, PackedLinear
 from adatsq.cuda.shapes import MODULATION, SHAPES, TINY, TINY_MODULATION, Shape
 from adatsq.replacement import MODULATION_GROUP
@@ -70,6 +73,16 @@ def sums(shapes: Sequence[Shape], device: torch.device) -> Iterator[Check]:
                         off == 0 if promised else None,
                         f"off by {off:g} ({share:.1e})",
                     )
+        # up to the bound of `exact`; and up to what the accumulator should still hold, which is not promised
+        limits = {exact.ACCUMULATOR: True, 2 * exact.ACCUMULATOR - 1: None}
+        for largest, limit in itertools.product((3, 7), limits) if e4m3 else ():
+            for kind, x, w in summing_to(limit // largest, largest, shape.inputs, device):
+                w8 = (w.float() * packing.UNIT).to(torch.float8_e4m3fn)
+                x8, expected = x.to(torch.float8_e4m3fn), integer_product(x, w)
+                y = products.multiply(x8, ones(x) / packing.UNIT, w8, ones(w), None, torch.float32, True)
+                off = float((y.double() - expected).abs().max())
+                name = f"e4m3 K={shape.inputs} A up to {largest}, sums up to {limit}, {kind}, fast"
+                yield Check(name, off == 0 if limits[limit] else None, f"off by {off:g}")
         for kind, x, w in hard_inputs(shape, 127, 127, device):
             expected = integer_product(x, w)
             y = products.multiply(x, ones(x), w, ones(w), None, torch.float32)
@@ -101,6 +114,45 @@ def rounding(shapes: Sequence[Shape], device: torch.device) -> Iterator[Check]:
                 yield Check(f"{name} rotated", right, f"{share:.1e} of the codes differ")
 
 
+def prologues(shapes: Sequence[Shape], device: torch.device) -> Iterator[Check]:
+    """Rounding with a prologue against plain torch's prologue, rounded; then modules that use it."""
+    for inputs, dtype in itertools.product({s.inputs for s in shapes}, (torch.bfloat16, torch.float32)):
+        for kind in prologue.KINDS[1:]:
+            first = inputs // 4 // 8 * 8 if kind == prologue.CAT_GELU else inputs
+            rest = inputs - first or inputs
+            x, second = (3 * torch.randn(64, n, device=device).to(dtype) for n in (first, rest))
+            x[0], second[0], second[1] = 0, 0, 0.5
+            x[2, 0], second[2, 0] = -100, 100
+            for rotation in (False, True):
+                how = 4, 0.9, rotation, None, None, torch.int8, None
+                codes, scale = activations.quantize(x, *how, second, kind)
+                wanted, wanted_scale = activations.quantize(prologue.rows_of(kind, x, second), *how)
+                share = float((codes != wanted).double().mean())
+                near = torch.allclose(scale, wanted_scale, rtol=2**-7)
+                right = near and share < 1e-2 and int((codes - wanted).abs().max()) <= 1
+                name = f"{kind} {str(dtype)[6:]} K={inputs}{' rotated' if rotation else ''}"
+                yield Check(name, right, f"{share:.1e} of the codes differ")
+    small = device.type == "cpu"
+    flux, z_image = (32, 32) if small else (3072, 3840)
+    modules = {
+        "feed-forward with GELU": (FeedForward(flux, activation_fn="gelu-approximate"), flux),
+        "feed-forward with SwiGLU": (transformer_z_image.FeedForward(z_image, z_image * 8 // 3), z_image),
+        "single block": (transformer_flux.FluxSingleTransformerBlock(flux, flux // 16, 16), flux),
+    }
+    for name, (module, inputs) in modules.items():
+        module.to(device, torch.bfloat16).requires_grad_(False)
+        for part, linear in list(module.named_modules()):
+            if type(linear) is nn.Linear and "norm" not in part:
+                scheme = Scheme(4, 4, rotation=True, a_clip=True)
+                module.set_submodule(part, PackedLinear(quantized(linear, scheme)))
+        x, text, row = (torch.randn(1, n, inputs, device=device).bfloat16() for n in (100, 7, 1))
+        given = (x, text, row[0]) if name == "single block" else (x,)
+        expected = module(*given)
+        changed = fuse(module)
+        off = max(float((y - e).norm() / e.norm()) for y, e in zip(module(*given), expected))
+        yield Check(f"fused {name}", changed == 1 and off < 1e-2, f"relative {off:.1e}")
+
+
 def layers(shapes: Sequence[Shape], device: torch.device) -> Iterator[Check]:
     """A PackedLinear on the device against its QuantLinear on the same device, in float32."""
     for shape in {(s.inputs, s.outputs): s for s in shapes}.values():
@@ -124,14 +176,17 @@ def layers(shapes: Sequence[Shape], device: torch.device) -> Iterator[Check]:
 
 def modulation(shape: Shape, device: torch.device) -> Iterator[Check]:
     """Weights alone, in groups: few rows have a kernel of their own, more go through the reference."""
-    linear = nn.Linear(shape.inputs, shape.outputs, device=device).requires_grad_(False)
-    reference = quantized(linear, Scheme(4, 16, group_size=MODULATION_GROUP))
-    packed = PackedLinear(reference)
-    for rows in (1, FEW, FEW + 1):
-        x = torch.randn(rows, shape.inputs).to(device)
-        expected = reference(x)
-        off = float((packed(x) - expected).norm() / expected.norm())
-        yield Check(f"{shape.name} W4A16, {rows} rows", off < 1e-5, f"relative {off:.1e}")
+    limits = {torch.float32: 1e-5, torch.bfloat16: 5e-3}
+    for dtype, (w_bits, group) in itertools.product(limits, ((4, MODULATION_GROUP), (3, None))):
+        linear = nn.Linear(shape.inputs, shape.outputs, device=device, dtype=dtype).requires_grad_(False)
+        reference = quantized(linear, Scheme(w_bits, 16, group_size=group))
+        packed, weight = PackedLinear(reference), reference.weight_matrix().double()
+        for rows in (1, FEW, FEW + 1):
+            x = torch.randn(rows, shape.inputs).to(device, dtype)
+            expected = x.double() @ weight.T + linear.bias.double()
+            off = float((packed(x) - expected).norm() / expected.norm())
+            name = f"{shape.name} W{w_bits}A16, {rows} rows, {str(dtype)[6:]}"
+            yield Check(name, off < limits[dtype], f"relative {off:.1e}")
 
 
 def random_codes(shape: tuple[int, int], largest: int, device: torch.device) -> Tensor:
@@ -152,6 +207,25 @@ def hard_inputs(
     yield "odd, of two signs", torch.full_like(x, x_max), torch.full_like(w, -max(1, w_max - 1))
 
 
+def summing_to(
+    total: int, largest: int, inputs: int, device: torch.device
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(what it is, x, w), w with rows whose sizes add up to `total`, as far as 7s do: few large weights, or
+    many small ones, that come first, last or anywhere. x = +-largest with w's signs: all sums are largest."""
+    for kind, each in (("few", 7), ("many", min(7, -(-total // inputs)))):
+        w = torch.zeros(inputs, dtype=torch.int8, device=device)
+        w[: total // each] = each
+        w[total // each : total // each + 1] = total % each
+        for order, sizes in {
+            "first": w,
+            "last": w.flip(0),
+            "anywhere": w[torch.randperm(inputs, device=device)],
+        }.items():
+            for sign in (torch.ones_like(w), random_codes((1, inputs), 1, device)[0] * 2 + 1):
+                x = (largest * sign.sign()).expand(32, -1)
+                yield f"{kind} {order}", x, (sizes * sign.sign()).expand(16, -1)
+
+
 def integer_product(x: Tensor, w: Tensor) -> Tensor:
     """In float64, which is exact up to 2^53."""
     return x.double() @ w.double().T
@@ -162,7 +236,7 @@ def ones(codes: Tensor) -> Tensor:
     return torch.ones(len(codes), 1, device=codes.device)
 
 
-ALL: tuple[Callable, ...] = (unpacking, sums, rounding, layers)
+ALL: tuple[Callable, ...] = (unpacking, sums, rounding, prologues, layers)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

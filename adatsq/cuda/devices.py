@@ -10,7 +10,7 @@ import torch
 
 class Abilities(NamedTuple):
     """triton: kernels compile and run right. e4m3: FP8 tensor cores whose promoted sums `exact` describes.
-    nvrtc: the rotation in CUDA C++ does too (`rotation_kernel`); without it, Triton's."""
+    nvrtc: those in CUDA C++ do too (`rotation_kernel`, `few_rows_table`); without it, Triton's."""
 
     triton: bool
     e4m3: bool
@@ -71,24 +71,36 @@ def _triton_works(device: torch.device) -> bool:
 
 
 def _nvrtc_works(device: torch.device) -> bool:
-    """Whether torch compiles the rotation's source and it computes what plain torch does; if not, warns."""
-    from adatsq import integer, rotation
-    from adatsq.cuda.rotation_kernel import rotate_rows
-
+    """Whether torch compiles the kernels in CUDA C++ and they compute what plain torch does; if not, warn."""
     try:
-        with torch.cuda.device_of(torch.empty(0, device=device)):
-            x = torch.arange(2 * 3072, device=device).remainder(17).sub(8).to(torch.bfloat16).view(2, 3072)
-            zeros = (rotation.signs(1024) * 0).to(device, torch.bfloat16)  # and minus zeros
-            found, _ = rotate_rows(x, 4, 1.0, zeros, torch.int8, None)
-        z = rotation.rotate(x.float())
-        off = (integer.quantize(z, integer.absmax_scale(z, 4), 4) - found).abs()
-        if off.max() <= 1 and off.sum() <= 60:
+        wrong = _wrong_in_cuda(device)
+        if wrong is None:
             return True
-        reason = "in a trial it computed something else"
+        reason = f"in a trial {wrong} computed something else"
     except Exception as error:  # no NVRTC, a torch that calls it by another name
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    warnings.warn(f"The rotation in CUDA C++ fails on {device} ({reason}): Triton rotates", stacklevel=2)
+    warnings.warn(f"CUDA C++ fails on {device} ({reason}): Triton does its work", stacklevel=2)
     return False
+
+
+def _wrong_in_cuda(device: torch.device) -> str | None:
+    """Which kernel in CUDA C++ does not compute what plain torch does; None if all do."""
+    from adatsq import integer, packing, rotation
+    from adatsq.cuda.few_rows_table import multiply_few
+    from adatsq.cuda.rotation_kernel import rotate_rows
+
+    with torch.cuda.device_of(torch.empty(0, device=device)):
+        x = torch.arange(2 * 3072, device=device).remainder(17).sub(8).to(torch.bfloat16).view(2, 3072)
+        zeros = (rotation.signs(1024) * 0).to(device, torch.bfloat16)  # and minus zeros
+        found, _ = rotate_rows(x, 4, 1.0, zeros, torch.int8, None)
+        z = rotation.rotate(x.float())
+        off = (integer.quantize(z, integer.absmax_scale(z, 4), 4) - found).abs()
+        if off.max() > 1 or off.sum() > 60:
+            return "the rotation"
+        codes = torch.arange(5 * 3072, device=device).remainder(15).sub(7).to(torch.int8).view(5, 3072)
+        y = multiply_few(x, packing.pack(codes, 4), torch.ones(5, 48, device=device), None)
+        # sums of integers, rounded to bfloat16
+        return None if torch.equal(y, (x.double() @ codes.double().T).to(y.dtype)) else "the few rows"
 
 
 def _wrong_kernel(device: torch.device) -> str | None:

@@ -22,7 +22,18 @@ So the product is exact if X, W <= 16 and
 
 4 and 4 bits (X = W = 7): 128 * 49 = 6272, exact for K up to 342,392 when promoted. Fast mode is exact up to
 K = 167, which no layer has: random inputs pass there, because their sums stay small, but one-sided ones, all
-7, do not. 8-bit activations (X = 127) are outside, and go to the int8 tensor cores, whose int32 sums are
+7, do not.
+
+A layer knows more than the largest of its weights: the largest sum of their sizes, N = max_n sum_k |w[n, k]|,
+over the inputs of an output. Whatever is added up, in whatever order and however it is grouped (inside the
+tensor core, over a split of k), is a sum over some of the k, and no larger than
+
+    sum_k |x[k]| |w[n, k]| <= X N,    so that    fast:  X N <= 2^13
+
+too. Then in 3. every addend that is aligned, a product or what the accumulator has so far, is an integer
+below 2^14, and nothing is cut off. N is K W at most, and less for weights of which few reach the grid's ends.
+
+8-bit activations (X = 127) are outside, and go to the int8 tensor cores, whose int32 sums are
 exact for K < 2^31 / (127 * 127) = 133,144.
 """
 
@@ -40,17 +51,25 @@ TOGETHER = 32  # products that a tensor core adds at once, in FP8
 KEPT_BITS = 13  # of the accumulator, after its leading one
 
 
-def e4m3_is_exact(largest_x: int, largest_w: int, inputs: int, promoted: bool = True) -> bool:
+def e4m3_is_exact(
+    largest_x: int, largest_w: int, inputs: int, promoted: bool = True, row_sum: int | None = None
+) -> bool:
     """Whether sums of `inputs` products of integers up to largest_x and largest_w come out exactly in e4m3.
 
-    promoted: `use_fast_accum=False`. False means that it is not guaranteed, not that it is wrong.
+    promoted: `use_fast_accum=False`. row_sum: the largest sum of sizes in a row of weights (`row_sum`), if it
+    is known. False means that it is not guaranteed, not that it is wrong.
     """
     if max(largest_x, largest_w) > E4M3_INTEGERS:
         return False
     largest = largest_x * largest_w
     if promoted:
         return min(PROMOTION, inputs) * largest <= ACCUMULATOR and inputs * largest <= FLOAT32
-    return inputs * largest <= ACCUMULATOR
+    return largest_x * (row_sum or inputs * largest_w) <= ACCUMULATOR
+
+
+def row_sum(codes: Tensor) -> int:
+    """max_n sum_k |codes[n, k]| of integers (out, in). Waits for the device."""
+    return int(codes.abs().sum(dim=1, dtype=torch.int32).max()) if codes.numel() else 0
 
 
 def int8_is_exact(largest_x: int, largest_w: int, inputs: int) -> bool:

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adatsq import packing as files
-from adatsq.cuda import activations, devices, packing, products, sharing
-from adatsq.cuda.exact import product_of
+from adatsq.cuda import activations, devices, few_rows_table, packing, products, sharing
+from adatsq.cuda.exact import e4m3_is_exact, product_of, row_sum
+from adatsq.cuda.prologue import NONE, rows_of, width
+from adatsq.integer import qmax
 from adatsq.linear import QuantLinear
 from adatsq.rotation import rotate
 
@@ -56,6 +58,7 @@ class PackedLinear(QuantLinear):
             self.scale = files.narrow(self.scale)
         if planes is None:
             planes = packing.pack(self.codes, self.w_bits, self.zero is None)
+            self._bits[3] = row_sum(self.codes) if self.integers else 0
         else:
             planes = packing.padded(planes)
         del self.codes, self.finite
@@ -73,7 +76,8 @@ class PackedLinear(QuantLinear):
     def a_bits(self, bits: int) -> None:
         if "_bits" not in self.__dict__:
             with torch.inference_mode(False):
-                self._bits = torch.zeros(3, dtype=torch.int64, device="cpu")
+                # what the operator asks for on the CPU: a_bits, group and position, row_sum
+                self._bits = torch.zeros(4, dtype=torch.int64, device="cpu")
         self._bits[0] = bits
 
     @property
@@ -92,13 +96,31 @@ class PackedLinear(QuantLinear):
         one_scale = self.scale.shape[1] == 1 and self.a_group_size is None
         return one_scale and self.zero is None and not self.a_asymmetric and not self.shift
 
+    @property
+    def row_sum(self) -> int:
+        """`exact.row_sum` of the codes, by which the tensor cores' fast mode may be exact; 0: not known."""
+        return int(self._bits[3])
+
+    def find_row_sum(self) -> None:
+        """Of planes that came from a file: unpacks them, and waits for the device."""
+        if self.integers and not self.row_sum:
+            with torch.cuda.device_of(self.planes):
+                shape = self.out_features, self.in_features
+                self._bits[3] = row_sum(packing.unpack(self.planes, shape))
+
+    def _load_from_state_dict(self, *args: object) -> None:
+        self._bits[3] = 0  # of other planes
+        super()._load_from_state_dict(*args)
+
     def file_planes(self) -> Tensor:
         """The planes as a saved file has them (`adatsq.packing.pack`)."""
         return packing.trimmed(self.planes, (self.out_features, self.in_features))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, second: Tensor | None = None, prologue: str = NONE) -> Tensor:
         """x (..., in) -> (..., out), in x's dtype. NaN and infinity are found at the end of the transformer's
-        call (`check_finite`)."""
+        call (`check_finite`). second, prologue: what makes the activations of x (`prologue.rows_of`)."""
+        if self.down is not None:  # which reads them too
+            x, second, prologue = rows_of(prologue, x, second), None, NONE
         y = packed_linear(
             x,
             self.planes,
@@ -117,6 +139,8 @@ class PackedLinear(QuantLinear):
             self.seed,
             self.integers,
             self.fast_accumulation,
+            second,
+            prologue,
         )
         if self.down is None:
             return y
@@ -131,7 +155,8 @@ torch.library.define(
     OPERATOR,
     "(Tensor x, Tensor planes, Tensor scale, Tensor? bias, Tensor? zero, Tensor? smoothing, Tensor bits, "
     "Tensor(a!) finite, SymInt outputs, bool rotation, float a_clip, SymInt? a_group_size, "
-    "bool a_asymmetric, float shift, SymInt? seed, bool integers, bool fast_accumulation) -> Tensor",
+    "bool a_asymmetric, float shift, SymInt? seed, bool integers, bool fast_accumulation, "
+    "Tensor? second=None, str prologue='') -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout),
 )
 
@@ -155,15 +180,19 @@ def _packed_linear(
     seed: int | None,
     integers: bool,
     fast_accumulation: bool,
+    second: Tensor | None = None,
+    prologue: str = NONE,
 ) -> Tensor:
-    """What `PackedLinear` computes, without its low-rank branch. bits: on the CPU, activation bits and the
-    layer's `group`. a_clip: -1 for True. finite becomes 0 if x is not."""
-    (a_bits, group, position), w_bits, inputs = bits.tolist(), len(planes), x.shape[-1]
+    """What `PackedLinear` computes, without its low-rank branch. bits: on the CPU, activation bits, the
+    layer's `group` and its `row_sum`. a_clip: -1 for True. finite becomes 0 if x is not."""
+    a_bits, group, position, sizes = bits.tolist()
+    w_bits, inputs = len(planes), width(prologue, x, second)
     clip = a_clip if a_clip >= 0 else True
     shape = (outputs, inputs)
     product = product_of(w_bits, a_bits, inputs) if integers else "float"
     if product == "float":
         sharing.forget(x.device)
+        x = rows_of(prologue, x, second)
         if zero is not None:  # codes that the kernel does not know
             codes = files.unpack(packing.trimmed(planes, shape), w_bits, shape)
         elif a_bits == 16 and _few(x, scale.shape[1]):
@@ -189,19 +218,22 @@ def _packed_linear(
         return _noting(linear, x, finite)
     e4m3 = product == "e4m3" and devices.abilities(x.device).e4m3
     dtype = torch.float8_e4m3fn if e4m3 else torch.int8
-    rows = x.reshape(-1, inputs)
+    rows, others = (t if t is None else t.reshape(-1, t.shape[-1]) for t in (x, second))
     ratio = activations.clip_ratio(clip, a_bits, inputs)
     smooth = None if smoothing is None else smoothing.data_ptr()
-    key = sharing.key_of(group, x, a_bits, ratio, rotation, smooth, seed, dtype)
+    # What a prologue makes is one layer's own.
+    key = None if prologue else sharing.key_of(group, x, a_bits, ratio, rotation, smooth, seed, dtype)
     shared = sharing.take(key, position, x.device)
     with torch.cuda.device_of(x):  # where Triton launches its kernels
         if shared is None:
-            codes, s_x = activations.quantize(rows, a_bits, ratio, rotation, smoothing, seed, dtype, finite)
+            how = a_bits, ratio, rotation, smoothing, seed, dtype, finite, others, prologue
+            codes, s_x = activations.quantize(rows, *how)
             sharing.keep(key, position, codes, s_x)
         else:
             codes, s_x = shared.codes, shared.scale
         weight = packing.unpack(planes, shape, dtype, packing.shared_buffer(planes))
-        y = products.multiply(codes, s_x, weight, scale.float(), bias, x.dtype, fast_accumulation)
+        fast = e4m3 and e4m3_is_exact(qmax(a_bits), qmax(w_bits), inputs, promoted=False, row_sum=sizes)
+        y = products.multiply(codes, s_x, weight, scale.float(), bias, x.dtype, fast or fast_accumulation)
     return y.view(*x.shape[:-1], outputs)
 
 
@@ -234,15 +266,18 @@ def _times_few(
     finite: Tensor,
 ) -> Tensor:
     """`QuantLinear.forward` with 16-bit activations, few rows of them."""
-    from adatsq.cuda.few_rows_kernel import multiply_few
+    from adatsq.cuda import few_rows_kernel
 
     rows = x.reshape(-1, x.shape[-1])
     if smoothing is not None:
         rows = rows.float() / smoothing.float()
     if rotation:
         rows = rotate(rows.float(), seed)
+    rows = rows.to(x.dtype)
+    tables = devices.abilities(x.device).nvrtc and few_rows_table.fits(rows, scale, bias)
     with torch.cuda.device_of(x):
-        y = multiply_few(rows.to(x.dtype), planes, scale, bias, finite)
+        way = few_rows_table if tables else few_rows_kernel
+        y = way.multiply_few(rows, planes, scale, bias, finite)
     return y.view(*x.shape[:-1], len(scale))
 
 

@@ -1,25 +1,31 @@
-"""Rotation and rounding of bfloat16 rows in CUDA C++ (`rotation_kernel.cu`), compiled when it is first used.
+"""Rotation and rounding of bfloat16 rows in CUDA C++ (`rotation_kernel.cu`).
 
 Triton multiplies by Hadamard matrices (`activations_kernel`), 200 to 500 operations for each value; sums and
 differences are log2(n) of them. But they need values to move between lanes of a warp, for which Triton has no
-words. torch compiles the source by NVRTC, a part of CUDA, so that no compiler need be installed.
+words.
 """
 
 from functools import cache
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.utils import cpp_extension
 
+from adatsq.cuda.nvrtc import compiled
 from adatsq.cuda.packing import UNIT
+from adatsq.cuda.prologue import CAT_GELU, KINDS, NONE, width
 from adatsq.integer import qmax
 from adatsq.rotation import block_size
 
 SOURCE = Path(__file__).with_suffix(".cu")
 MOST_EACH = 40  # values of a row that a thread holds in registers
 MOST_BLOCK = 4096
+LOW = 256  # 64, 128 or 256: values of a block among which lanes of a warp exchange
+
+
+def low_of(block: int) -> int:
+    """LOW in a block of this size: with 256 values no others are left; 16 may be left to shared memory."""
+    return max(256 if block == 256 else LOW, block // 16)
 
 
 def threads_of(inputs: int) -> int | None:
@@ -27,8 +33,8 @@ def threads_of(inputs: int) -> int | None:
     block = block_size(inputs)
     if not 256 <= block <= MOST_BLOCK:
         return None
-    far = block // 256
-    together = far * (2 if far == 16 else 4) if far > 1 else 8  # values that stay with one thread
+    far = block // low_of(block)
+    together = far * (2 if far >= 8 else 4) if far > 1 else 8  # values that stay with one thread
     for threads in range(32, 1025, 32):
         if inputs % (8 * threads) == 0 and inputs % (together * threads) == 0:
             if inputs <= MOST_EACH * threads:
@@ -36,36 +42,51 @@ def threads_of(inputs: int) -> int | None:
     return None
 
 
-def fits(x: Tensor, smoothing: Tensor | None) -> bool:
+def fits(x: Tensor, smoothing: Tensor | None, second: Tensor | None = None, prologue: str = NONE) -> bool:
     """Whether the kernel does it: bfloat16 rows without smoothing, of a width it knows."""
-    return x.dtype is torch.bfloat16 and smoothing is None and threads_of(x.shape[1]) is not None
+    if x.dtype is not torch.bfloat16 or smoothing is not None:
+        return False
+    if prologue == CAT_GELU and x.shape[1] % 8:  # a thread's eight values are of one tensor
+        return False
+    return threads_of(width(prologue, x, second)) is not None
 
 
 def rotate_rows(
-    x: Tensor, bits: int, clip: float, signs: Tensor, dtype: torch.dtype, finite: Tensor | None
+    x: Tensor,
+    bits: int,
+    clip: float,
+    signs: Tensor,
+    dtype: torch.dtype,
+    finite: Tensor | None,
+    second: Tensor | None = None,
+    prologue: str = NONE,
 ) -> tuple[Tensor, Tensor]:
     """`activations.quantize` with a rotation; signs: bfloat16, of one block, 0 and -0 for 1 and -1."""
-    tokens, inputs = x.shape
-    codes = torch.empty(x.shape, dtype=dtype, device=x.device)
+    tokens, inputs = len(x), width(prologue, x, second)
+    codes = torch.empty(tokens, inputs, dtype=dtype, device=x.device)
     scales = torch.empty(tokens, 1, dtype=torch.float32, device=x.device)
     e4m3 = dtype is torch.float8_e4m3fn
-    kernel, threads, shared = _compiled(inputs, e4m3, x.device)
+    kernel, threads, shared = _compiled(inputs, e4m3, x.device, prologue, x.shape[1])
     unit = 1 / UNIT if e4m3 else 1.0
     finite = torch.empty((), dtype=torch.int32, device=x.device) if finite is None else finite
-    arguments = [x.contiguous(), signs, codes, scales, finite, float(qmax(bits)), clip / qmax(bits), unit]
-    kernel((tokens, 1, 1), (threads, 1, 1), arguments, shared)
+    x = x.contiguous()
+    second = x if second is None else second.contiguous()  # not read, if there is none
+    numbers = [float(qmax(bits)), clip / qmax(bits), unit]
+    kernel((tokens, 1, 1), (threads, 1, 1), [x, second, signs, codes, scales, finite, *numbers], shared)
     return codes, scales
 
 
+def options(inputs: int, e4m3: bool, prologue: str, first: int) -> dict[str, int]:
+    """What `rotation_kernel.cu` wants to be set; first: columns of x."""
+    block = block_size(inputs)
+    sizes = {"INPUTS": inputs, "BLOCK": block, "LOW": low_of(block), "THREADS": threads_of(inputs)}
+    return {**sizes, "FIRST": first, "E4M3": int(e4m3), "PROLOGUE": KINDS.index(prologue)}
+
+
 @cache
-def _compiled(inputs: int, e4m3: bool, device: torch.device):
+def _compiled(inputs: int, e4m3: bool, device: torch.device, prologue: str, first: int):
     """(kernel, threads, bytes of shared memory) for the current device, which is `device`."""
-    block, threads = block_size(inputs), threads_of(inputs)
-    options = [f"-DINPUTS={inputs}", f"-DBLOCK={block}", f"-DTHREADS={threads}", f"-DE4M3={int(e4m3)}"]
-    # torch looks for CUDA's headers, which the source does without: any folder will do
-    with patch.object(cpp_extension, "CUDA_HOME", cpp_extension.CUDA_HOME or str(SOURCE.parent)):
-        kernel = torch.cuda._compile_kernel(SOURCE.read_text(), "rotate_rows", nvcc_options=options)
-    shared = 4 * inputs if block > 256 else 0
-    if shared >= 48 * 1024:
-        kernel.set_shared_memory_config(shared)
-    return kernel, threads, shared
+    defined = options(inputs, e4m3, prologue, first)
+    shared = 4 * inputs if defined["BLOCK"] > defined["LOW"] else 0
+    kernel = compiled(SOURCE, "rotate_rows", defined, shared)
+    return kernel, threads_of(inputs), shared

@@ -31,7 +31,12 @@ from adatsq.cuda.timing import milliseconds
 from adatsq.models import quantizable
 from adatsq.peers.steps import NOT_HERE, PEERS, Peer
 
-FAST = " fast"  # end of the name of a method with fast sums
+# Ours, by the end of the name that --only takes: the method's name in the table, and options of `accelerate`.
+WAYS = {
+    "": ("adatsq", {}),
+    " fast": ("adatsq fast sums", {"fast_accumulation": True}),
+    " fused": ("adatsq fused", {"fuse": True}),
+}
 OURS = {4: (4, 8), 3: (3, 4)}  # w_bits: activation bits, all on the same packed weights
 SHOWN = [
     "method",
@@ -131,20 +136,20 @@ class Steps:
     def bf16(self) -> None:
         self.attempt({"method": "bf16", "w_bits": 16, "a_bits": 16}, lambda module: None)
 
-    def ours(self, w_bits: int, fast: bool = False) -> None:
+    def ours(self, w_bits: int, way: str = "") -> None:
         """Hadamard rotation, rounded to nearest: what GPTQ finds has the same form and costs the same.
 
         Modulation linears have the same bits in their weights, all other weights that are quantised too.
-        fast: sums in the tensor cores' fast mode, which is not exact (`accelerate`).
+        way: one of WAYS.
         """
+        method, options = WAYS[way]
 
         def quantize(module: nn.Module) -> None:
             pipe = SimpleNamespace(transformer=module)
             adatsq.hadamard(pipe, None, w_bits, 4, modulation_bits=w_bits, progress=False)
-            adatsq.accelerate(pipe, fast_accumulation=fast, verbose=False)
+            adatsq.accelerate(pipe, verbose=False, **options)
 
-        bits = (w_bits,) if fast else OURS[w_bits]
-        method = f"adatsq{' fast sums' if fast else ''}"
+        bits = (w_bits,) if way else OURS[w_bits]
         self.attempt({"method": method, "w_bits": w_bits, "a_bits": w_bits}, quantize, bits)
 
     def peer(self, name: str, peer: Peer) -> None:
@@ -234,7 +239,7 @@ KINDS = {
     "attention": ("sdpa", "attention", "flash", "fmha"),
     "unpack": ("_unpack",),
     "round": ("_quantize_rows", "rotate_rows"),
-    "linear": ("nvjet", "gemm", "cutlass", "_multiply", "gemv", "splitK", "matmul", "kernel_int8"),
+    "linear": ("nvjet", "gemm", "cutlass", "multiply_", "gemv", "splitK", "matmul", "kernel_int8"),
 }
 
 
@@ -282,7 +287,7 @@ def shown(table: pd.DataFrame) -> str:
 
 def chosen(only: str) -> list[str]:
     """Methods whose name contains one of the parts of "a,b,c". ValueError if none does."""
-    ours = (f"adatsq W{w_bits}{mode}" for w_bits in OURS for mode in ("", FAST))
+    ours = (f"adatsq W{w_bits}{way}" for w_bits in OURS for way in WAYS)
     names = ("bf16", *ours, *PEERS, *NOT_HERE)
     found = [name for name in names if any(part in name for part in only.split(","))]
     if not found:
@@ -307,7 +312,8 @@ def run(options: argparse.Namespace, device: torch.device) -> pd.DataFrame:
         elif name in NOT_HERE:
             steps.add({"method": name, "w_bits": 4, "a_bits": 4, "mode": "eager", "failed": NOT_HERE[name]})
         else:
-            steps.ours(int(name.removesuffix(FAST)[-1]), name.endswith(FAST))
+            bits = name.removeprefix("adatsq W")
+            steps.ours(int(bits[0]), bits[1:])
         print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
     rows.write()  # the gains of rows that were measured before bfloat16's
     print(shown(rows.table[rows.table["model"] == fixed["model"]]))
