@@ -199,6 +199,14 @@ def folded(summary: str, lines: Sequence[str]) -> str:
     return f"\n\n<details><summary>{summary}</summary>\n\n{told}\n\n</details>"
 
 
+def one_open(styled: dict[str, Styler]) -> str:
+    """HTML of a table per name: the first one open, the others folded below their names."""
+    return "".join(
+        f"<details{' open' * (i == 0)}><summary>{name}</summary>{table.to_html()}</details>"
+        for i, (name, table) in enumerate(styled.items())
+    )
+
+
 def short(table: pd.DataFrame) -> pd.DataFrame:
     """Numbers as text of four digits, empty where nothing is known; text as it is."""
     return table.astype(object).map(lambda v: v if isinstance(v, str) else "" if pd.isna(v) else f"{v:.4g}")

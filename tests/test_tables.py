@@ -131,3 +131,10 @@ def test_long_names_break_after_a_plus_and_long_lists_fold():
     assert tables.folded("more", []) == ""
     said = tables.folded("more", ["one", "two"])
     assert said.strip().startswith("<details><summary>more</summary>") and "- one.\n- two." in said
+
+
+def test_of_several_tables_the_first_is_open():
+    table = tables.narrow(pd.DataFrame({"total": [0.5]}))
+    html = tables.one_open({"one": table, "two": table})
+    first, second = html.index("<details open><summary>one"), html.index("<details><summary>two")
+    assert first < second < html.rindex("0.500")
