@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from adatsq.plots import BIT_COLORS, INK, PALE, front, policy_heatmap
-from adatsq.policy import BITS, Policy
+from adatsq.policy import Policy
 from adatsq.search import SearchResult, hypervolume_share
 
 EDGE = "#999999"
@@ -107,12 +107,16 @@ def policy_maps(table: dict[str, dict[str, Policy]], title: str) -> Figure:
             if column not in row:
                 ax.set_axis_off()
                 continue
-            policy_heatmap(row[column], f"{name}, {column}: {row[column].average:.2f} bits", ax=ax)
+            policy_heatmap(row[column], ax=ax)
             ax.get_legend().remove()  # one for all
-            ax.title.set(fontsize=8, fontweight="normal")
+            said = f"{name}, {column}: {row[column].average:.2f} bits"
+            ax.set_title(said, fontsize=8, fontweight="normal")
             ax.tick_params(labelsize=7)
             ax.set_xlabel("timestep, from noise to image" * (ax in axes[-1]), fontsize=8)
-    handles = [Patch(facecolor=BIT_COLORS[b], edgecolor=INK, linewidth=0.4, label=f"{b} bits") for b in BITS]
-    figure.legend(handles=handles, ncols=len(BITS), loc="outside upper right")
+    used = sorted(
+        {int(b) for row in table.values() for policy in row.values() for b in np.unique(policy.bits)}
+    )
+    handles = [Patch(facecolor=BIT_COLORS[b], edgecolor=INK, linewidth=0.4, label=f"{b} bits") for b in used]
+    figure.legend(handles=handles, ncols=len(used), loc="outside upper right")
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure

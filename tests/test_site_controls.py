@@ -109,7 +109,9 @@ def test_what_is_folded_opens(page, tab):
 def test_what_a_cell_folds_opens(page, tab):
     """Long lists and the tables of further models; by a click, or by a key."""
     tab.goto(page.as_uri(), wait_until="load")
-    for folded in tab.locator(".cell_output details:not([open])").all():
+    for folded in tab.locator(".cell_output details").all():
+        if folded.get_attribute("open") is not None:  # the first of several tables
+            continue
         inside = folded.locator(":scope > :not(summary)").last
         assert not inside.is_visible()
         folded.locator("summary").press("Enter")
