@@ -210,7 +210,7 @@ def done(run: Run, row: Row) -> bool:
 
 
 def measure_all(run: Run, rows: Sequence[Row]) -> None:
-    """All rows that are not yet written; weights are quantised once for all rows that share them."""
+    """All rows that are not yet written; weights are quantized once for all rows that share them."""
     run.check()
     todo = [row for row in rows if not done(run, row)]
     for weights in dict.fromkeys(row.weights for row in todo):

@@ -1,6 +1,6 @@
 """Other methods as published, and AdaTSQ's weights on their base: a few options of `quantize` each.
 
-All quantise the same layers, and have the signature of `recipes`. Those without AdaTSQ's name ignore `alpha`.
+All quantize the same layers, and have the signature of `recipes`. Those without AdaTSQ's name ignore `alpha`.
 """
 
 import pandas as pd

@@ -1,4 +1,4 @@
-"""A model on the explorer's bench: weights quantised one way or another, policies on them, what they draw."""
+"""A model on the explorer's bench: weights quantized one way or another, policies on them, what they draw."""
 
 import base64
 import io
@@ -33,7 +33,7 @@ class Bench:
     fisher: Fisher
 
     def quantized(self, w_bits: int, tau: float) -> DiffusionPipeline:
-        """A fresh pipeline with quantised weights; activations wait for a policy."""
+        """A fresh pipeline with quantized weights; activations wait for a policy."""
         pipe = load_pipeline(self.model, torch_dtype=torch.float32, device=self.device)
         options = {"blocks_per_pass": None, "batch_size": 16, "progress": False}
         return quantize(pipe, self.trace, w_bits, alpha=self.fisher.alpha(tau), **options)

@@ -37,7 +37,7 @@ def hessians(
     alpha: index timestep, columns layer, as `Fisher.alpha` makes it; None is uniform. layers: names, or all.
     At most the Hessians of `blocks_per_pass` blocks exist at once (None: of all); each pass runs the whole
     trace, each call up to the last block of the pass. Recorded latents go in, but the blocks before run as
-    they are at that moment: a caller who quantizes each block when it comes gives the next ones quantised
+    they are at that moment: a caller who quantizes each block when it comes gives the next ones quantized
     inputs, as GPTQ does.
     stream: each block runs once for the whole trace and never again, on the full-precision answers of the
     block before (`streaming`): one forward pass of the trace in all, and a caller may replace a block as soon

@@ -59,7 +59,7 @@ def candidates(
 def every_step(
     trace: Trace, fisher: Fisher, shares: dict[str, Sequence[float]], a_bits: Sequence[int] = (3, 4, 8)
 ) -> Options:
-    """C_t of every timestep, for the activation-quantised layers. ValueError for another run's Fisher."""
+    """C_t of every timestep, for the activation-quantized layers. ValueError for another run's Fisher."""
     if fisher.model != trace.model or len(fisher.timesteps) != len(trace.timesteps):
         raise ValueError(
             f"the Fisher information is of {fisher.model} at {len(fisher.timesteps)} timesteps, the trace of "

@@ -30,7 +30,7 @@ def every_kind(
     batch_size: int = 16,
     progress: bool = True,
 ) -> dict[str, np.ndarray]:
-    """All kinds of error by name, on a pipeline with quantised weights. ValueError as from `beam_search`."""
+    """All kinds of error by name, on a pipeline with quantized weights. ValueError as from `beam_search`."""
     every_step(trace, fisher, {"check": np.eye(len(a_bits))[0]}, a_bits)  # that they are of the same run
     with ready(pipe, trace, images):
         carried = marginal_errors(pipe, trace, a_bits, images, probes, 0, batch_size, progress)

@@ -168,7 +168,7 @@ def full_size_bytes(results: str | Path) -> pd.DataFrame:
 
 
 def memories() -> pd.DataFrame:
-    """A row per real model: parameters (10^9) and GB (10^9 bytes) of its parts, and what is quantised of it.
+    """A row per real model: parameters (10^9) and GB (10^9 bytes) of its parts, and what is quantized of it.
 
     "as run here": the package keeps each weight's integer in a byte, whatever its bits. "Hessians of a
     block": of the one that needs most, in float32.

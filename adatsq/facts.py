@@ -24,7 +24,7 @@ except ImportError:  # Windows
 
 
 def size(pipe: DiffusionPipeline) -> dict:
-    """Bytes and bits of the transformer as saved, and the share of its parameters that is quantised."""
+    """Bytes and bits of the transformer as saved, and the share of its parameters that is quantized."""
     table = summary(pipe)
     return {
         "transformer_bytes": int(table.at["transformer", "bytes"]),

@@ -22,7 +22,7 @@ STYLE = """
   from { object-position: 0 0; } %(end).4f%%, to { object-position: 0 100%%; } }
 .adatsq-film { margin: 0 0 1em; overflow-x: auto; }
 .adatsq-film img { background: none !important; border-radius: 0 !important; image-rendering: pixelated;
-  margin: 0; max-width: none; object-fit: cover; padding: 0 !important; }
+  height: auto; margin: 0; max-width: 100%%; object-fit: cover; padding: 0 !important; }
 .adatsq-film label { display: inline-flex; align-items: center; gap: 6px; min-height: 32px; }
 .adatsq-film:has(:checked) img { animation-play-state: paused !important; }
 @media (prefers-reduced-motion: reduce), print {
@@ -43,9 +43,9 @@ def film(
 ) -> str:
     """HTML of the clips side by side, each (F, H, W, 3) uint8, in step with each other and over again.
 
-    alt: what is seen, for who cannot see it. width: of a clip on the page, pixels; pixels of the clip stay
-    pixels, to the bit if that fits in LIMIT. Who asked their system for less motion, and who prints, gets
-    the last frame, still.
+    alt: what is seen, for who cannot see it. width: of a clip on the page, pixels, less on a narrow page;
+    pixels of the clip stay pixels, to the bit if that fits in LIMIT. Who asked their system for less motion,
+    and who prints, gets the last frame, still.
     ValueError: other shapes than the first clip's, another number of labels, or more pixels than one picture
     can hold below each other.
     """
@@ -64,13 +64,13 @@ def film(
     scale = width / clips[0].shape[2]
     total = scale * frames.shape[2]
     cells = "".join(
-        f'<span style="width: {width}px; margin-right: {scale * GAP}px; text-align: center">'
+        f'<span style="flex: 1; margin-right: {scale * GAP}px; text-align: center">'
         f"{html.escape(label)}</span>"
         for label in labels
     )
     shown, last = len(frames) - 1 + HOLD, max(1, len(frames) - 1)
     look = (
-        f"width: {total}px; height: {scale * frames.shape[1]}px; "
+        f"width: {total}px; aspect-ratio: {frames.shape[2]} / {frames.shape[1]}; "
         f"animation: adatsq-film-{len(frames)} {shown / fps:.3f}s steps({last}) infinite"
     )
     style = STYLE % {"frames": len(frames), "end": 100 * last / shown}
@@ -79,7 +79,7 @@ def film(
     heading = f'<figcaption style="{left}">{html.escape(title)}</figcaption>' if title else ""
     return (
         f'<figure class="adatsq-film"><style>{style}</style>{heading}'
-        f'<div style="display: flex; width: {total}px; font-size: 85%">{cells}</div>'
+        f'<div style="display: flex; width: {total}px; max-width: 100%; font-size: 85%">{cells}</div>'
         f'<picture><source media="(prefers-reduced-motion: reduce), print" srcset="{still(frames[-1])}">'
         f'<img alt="{html.escape(alt)}" style="{look}" src="{strip(frames)}"></picture>'
         f"<div><label>{box} pause</label></div></figure>"

@@ -64,7 +64,7 @@ def marginal_errors(
 ) -> np.ndarray:
     """Expected squared error per element of the last latents, (T, L, len(a_bits)), to first order.
 
-    Of each layer and timestep alone, its input at a_bits, all else unrounded, on a pipeline with quantised
+    Of each layer and timestep alone, its input at a_bits, all else unrounded, on a pipeline with quantized
     weights along the recorded latents; the mean over `images` (all by default) and probes. Rounding errors of
     different rows (tokens) are taken as independent, so rows add up squared, which needs far fewer probes.
     One image costs T transformer calls forward and backward, and a product per layer and entry of a_bits.

@@ -1,8 +1,8 @@
-"""What the method must know of a model: how to load and call it, and which of its linears are quantised.
+"""What the method must know of a model: how to load and call it, and which of its linears are quantized.
 
 A diffusion transformer keeps its blocks in `nn.ModuleList`s that are direct children of the model and whose
 members attend (Flux: `transformer_blocks`, `single_transformer_blocks`; Z-Image: `noise_refiner`,
-`context_refiner`, `layers`; Wan: `blocks`). Linears inside the blocks are quantised; everything around them
+`context_refiner`, `layers`; Wan: `blocks`). Linears inside the blocks are quantized; everything around them
 (embedders, time and text projections, the last norm and projection) stays in 16 bit: `kept` lists it.
 """
 
@@ -37,7 +37,7 @@ MODULATION = (
 class Layer:
     """One linear, y = x W^T, with W of shape (out_features, in_features).
 
-    role "act": weight and activations are quantised; role "weight": the weight only. The latter are the adaLN
+    role "act": weight and activations are quantized; role "weight": the weight only. The latter are the adaLN
     modulation linears: they see one row per image, so their products cost next to nothing, and scale every
     token.
     """
@@ -77,13 +77,13 @@ def block_names(transformer: nn.Module) -> list[str]:
     if not names:
         raise ValueError(
             f"{kind} has no nn.ModuleList of blocks with attention among its children "
-            f"({', '.join(children) or 'none'}), so there is no telling which of its linears to quantise"
+            f"({', '.join(children) or 'none'}), so there is no telling which of its linears to quantize"
         )
     return names
 
 
 def quantizable(transformer: nn.Module) -> list[Layer]:
-    """Every linear inside the transformer's blocks, in the model's order, quantised already or not.
+    """Every linear inside the transformer's blocks, in the model's order, quantized already or not.
 
     ValueError for a transformer without blocks (`block_names`), or with blocks that hold no linear.
     """
@@ -96,7 +96,7 @@ def quantizable(transformer: nn.Module) -> list[Layer]:
     if not layers:
         raise ValueError(
             f"the blocks of {type(transformer).__name__} hold no linear layer (nn.Linear): there is nothing "
-            "in them that this method quantises"
+            "in them that this method quantizes"
         )
     return layers
 
@@ -105,7 +105,7 @@ NO_LINEAR, OUTSIDE = "no linear", "outside the blocks"
 MISSED = 0.05  # share of the parameters that may have one of these two reasons without a warning
 REASONS = (  # why a part stays in 16 bit, by its name (*: in any block); the first that fits
     (r"\*.*(norm|scale_shift|modulation|_mod\b)", "norm or modulation: vectors"),
-    (r"\*.*bias$", "bias of a quantised linear"),
+    (r"\*.*bias$", "bias of a quantized linear"),
     (r"\*", NO_LINEAR),
     (r"norm_out|final|proj_out|^norm|^scale_shift", "last norm or projection: its error is the answer's"),
     (r"time|guidance|adaln|\bt_embed", "time projection: a row per image, and every block follows it"),
@@ -122,7 +122,7 @@ def kept(transformer: nn.Module) -> pd.DataFrame:
     inside, rows = {name.split(".")[0] for name in block_names(transformer)}, {}
     for name, tensor in transformer.state_dict().items():
         if not name.endswith(".bias") and linears & set(accumulate(name.split("."), "{}.{}".format)):
-            continue  # a linear's weight, or whatever stands for it once it is quantised, by others too
+            continue  # a linear's weight, or whatever stands for it once it is quantized, by others too
         first, *rest = name.split(".")
         full, module = (".".join([first, "*", *rest]), f"{first}.*") if first in inside else (first, first)
         reason = next((why for pattern, why in REASONS if re.search(pattern, full)), OUTSIDE)
@@ -148,7 +148,7 @@ def warn_of_missed(transformer: nn.Module) -> None:
         share = missed.parameters.sum() / total
         warnings.warn(
             f"{share:.0%} of the parameters of {type(transformer).__name__} stay in 16 bit, out of this "
-            f"method's reach: {names}. Only linear layers in blocks are quantised",
+            f"method's reach: {names}. Only linear layers in blocks are quantized",
             stacklevel=2,
         )
 
@@ -253,7 +253,7 @@ def fingerprint(transformer: nn.Module) -> str:
     """A name for exactly this model, the same before and after quantization and in float32 or bfloat16.
 
     Made of its class, its configuration, its layers, and the vectors (biases, scales) outside its blocks,
-    which are never quantised and which no two trainings share.
+    which are never quantized and which no two trainings share.
     """
     config = {k: v for k, v in transformer.config.items() if k[0] != "_" and k != "quantization_config"}
     layers = [[layer.name, layer.in_features, layer.out_features] for layer in quantizable(transformer)]

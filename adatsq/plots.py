@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from adatsq.colors import GREY, METHOD_COLORS, PALE, SERIES, method_color  # noqa: F401, for notebooks
 from adatsq.policy import BITS, Policy
@@ -237,6 +238,7 @@ def differences(paired: pd.DataFrame, title: str = "", xlabel: str = "", ax: Axe
     ax.hlines(y, paired.ci_low, paired.ci_high, color=INK, linewidth=1.2)
     ax.scatter(paired.value, y, color=[method_color(method) for method in paired.method], zorder=3)
     ax.set_yticks(y, paired.row)
+    ax.xaxis.set_major_locator(MaxNLocator(5))  # names leave little width
     ax.set(title=title, xlabel=xlabel)
     return ax
 

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from adatsq.plots import BIT_COLORS, INK, PALE, front
+from adatsq.plots import BIT_COLORS, INK, PALE, front, policy_heatmap
+from adatsq.policy import Policy
 from adatsq.search import SearchResult, hypervolume_share
 
 EDGE = "#999999"
@@ -94,3 +95,28 @@ def _ring(i: int) -> dict:
         "linewidth": 1.4,
         "zorder": 4 + i,
     }
+
+
+def policy_maps(table: dict[str, dict[str, Policy]], title: str) -> Figure:
+    """Small heat maps of policies of one model: table[row][column], with the average bits of each."""
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    size = {"figsize": (7.4, 0.7 + 1.75 * len(table)), "sharex": True, "sharey": True, "squeeze": False}
+    figure, axes = plt.subplots(len(table), len(columns), **size)
+    for (name, row), places in zip(table.items(), axes):
+        for column, ax in zip(columns, places):
+            if column not in row:
+                ax.set_axis_off()
+                continue
+            policy_heatmap(row[column], ax=ax)
+            ax.get_legend().remove()  # one for all
+            said = f"{name}, {column}: {row[column].average:.2f} bits"
+            ax.set_title(said, fontsize=8, fontweight="normal")
+            ax.tick_params(labelsize=7)
+            ax.set_xlabel("timestep, from noise to image" * (ax in axes[-1]), fontsize=8)
+    used = sorted(
+        {int(b) for row in table.values() for policy in row.values() for b in np.unique(policy.bits)}
+    )
+    handles = [Patch(facecolor=BIT_COLORS[b], edgecolor=INK, linewidth=0.4, label=f"{b} bits") for b in used]
+    figure.legend(handles=handles, ncols=len(used), loc="outside upper right")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return figure

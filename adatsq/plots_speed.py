@@ -145,7 +145,7 @@ def parts(measured: pd.DataFrame, title: str) -> Figure:
         colors = [MODES["compiled"] if part == "linear, whole" else MODES["eager"] for part in table["part"]]
         ax.barh(places, table["ms"], 0.7, color=colors)
         ax.vlines(table["floor_ms"], places - 0.4, places + 0.4, color=INK, linewidth=1.4)
-        ax.set_yticks(places, [_part(row) for row in table.itertuples()], fontsize=6)
+        ax.set_yticks(places, [_part(row) for row in table.itertuples()], fontsize=7)
         ax.tick_params(axis="y", length=0)
         ax.set_ylim(len(table) - 0.3 - most, len(table) - 0.3)
         ax.set_title(name, fontsize=9, fontweight="normal")

@@ -27,66 +27,88 @@ POLICY_COLORS = {  # of activation bits, in figures that show no methods
 }
 
 
-def quality(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, title: str) -> Axes:
-    """A point per row of `tables_paper.bits`, labelled: full precision as a line if it is known.
+def quality(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, title: str) -> Figure:
+    """A panel for each width of the weights, a point per row of `tables_paper.bits`, with its name.
 
-    Circles for 4-bit weights, triangles for 3-bit ones; the label names the activation bits where they are
-    not those of the weights.
+    Full precision is a dotted line if it is known. A name says the activation bits where they are not those
+    of the weights.
     """
     known = table[table.method != "fp"].dropna(subset=[x, y])
-    _, ax = plt.subplots(figsize=(7.0, 4.8))
-    for w_bits, marker in MARKERS.items():
+    widths = [w_bits for w_bits in MARKERS if (known.w_bits == w_bits).any()] or list(MARKERS)[:1]
+    figure, axes = plt.subplots(len(widths), 1, figsize=(7.0, 0.5 + 2.9 * len(widths)), squeeze=False)
+    full = table[table.method == "fp"][y].dropna()
+    for ax, w_bits in zip(axes[:, 0], widths):
         rows = known[known.w_bits == w_bits]
         colors = [method_color(method) for method in rows.method]
-        ax.scatter(
-            rows[x], rows[y], c=colors, marker=marker, s=30, edgecolor=INK, linewidth=0.3, label=f"W{w_bits}"
-        )
-    full = table[table.method == "fp"][y].dropna()
-    if len(full):
-        ax.axhline(full.iloc[0], color=INK, linewidth=0.8, linestyle=":")
-        ax.annotate(
-            "full precision", (1, full.iloc[0]), xycoords=ax.get_yaxis_transform(), ha="right", va="bottom"
-        )
-    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    ax.margins(0.03, 0.06)
-    low, high = ax.get_xlim()
-    ax.set_xlim(low, high + 0.22 * (high - low))  # room for labels
-    legend = ax.legend(loc="lower right", title="weights")
-    for handle in legend.legend_handles:
-        handle.set_facecolor("white")
-    names = [r.method + (f" A{r.a_bits:g}" if r.a_bits != r.w_bits else "") for r in known.itertuples()]
-    _label_points(ax, known[[x, y]].to_numpy(dtype=float), names)
-    return ax
+        ax.scatter(rows[x], rows[y], c=colors, marker=MARKERS[w_bits], s=30, edgecolor=INK, linewidth=0.3)
+        if len(full):
+            place = {"xycoords": ax.get_yaxis_transform(), "ha": "right", "va": "bottom", "fontsize": 7}
+            ax.axhline(full.iloc[0], color=INK, linewidth=0.8, linestyle=":")
+            ax.annotate("full precision", (1, full.iloc[0]), **place)
+        ax.set_title(f"weights at {w_bits} bits", fontsize=9, fontweight="normal")
+        ax.margins(0.03, 0.08)
+        low, high = ax.get_xlim()
+        ax.set_xlim(low, high + 0.3 * (high - low))  # room for names
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    figure.supxlabel(xlabel, fontsize=9)
+    figure.supylabel(ylabel, fontsize=9)
+    for ax, w_bits in zip(axes[:, 0], widths):
+        rows = known[known.w_bits == w_bits]
+        names = [r.method + (f" A{r.a_bits:g}" if r.a_bits != r.w_bits else "") for r in rows.itertuples()]
+        colors = [method_color(method) for method in rows.method]
+        _label_points(ax, rows[[x, y]].to_numpy(dtype=float), names, colors)
+    return figure
 
 
-def _label_points(ax: Axes, points: np.ndarray, names: Sequence[str], size: float = 6.5) -> None:
-    """A name right of each point, moved up or down until it covers no point or name; a line leads back."""
-    figure = ax.figure
-    figure.canvas.draw()
-    pixel, places = figure.dpi / 72, ax.transData.transform(points)
-    taken = [(x - 3 * pixel, y - 3 * pixel, x + 3 * pixel, y + 3 * pixel) for x, y in places]
-    for i in sorted(range(len(names)), key=lambda i: (-places[i][1], places[i][0])):
-        (px, py), width, height = places[i], 0.56 * size * len(names[i]) * pixel, 1.12 * size * pixel
-        left = px + 7 * pixel
-        for shift in sorted(np.arange(-60, 61) * 2.0 * pixel, key=abs):
-            box = (left, py + shift - height / 2, left + width, py + shift + height / 2)
-            if not any(_overlap(box, other) for other in taken):
-                break
-        taken.append(box)
-        ax.annotate(
-            names[i],
-            points[i],
-            xytext=(7, shift / pixel),
-            textcoords="offset points",
-            fontsize=size,
-            va="center",
-            color=INK,
-            arrowprops={"arrowstyle": "-", "color": "#BBBBBB", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3},
-        )
+def _label_points(ax: Axes, points: np.ndarray, names: Sequence[str], colors: Sequence[str]) -> None:
+    """Names in columns right of points that stand close together, in their order; a line leads to each."""
+    size = 6.5
+    ax.figure.canvas.draw()
+    pixel, places = ax.figure.dpi / 72, ax.transData.transform(points)
+    width = [0.56 * size * len(name) * pixel for name in names]
+    gap, high = 9 * pixel, 1.25 * size * pixel
+    columns: list[list[int]] = []
+    for i in np.argsort(places[:, 0], kind="stable"):
+        last = columns[-1] if columns else []
+        reach = max((places[j, 0] for j in last), default=0) + gap + max((width[j] for j in last), default=0)
+        if not last or places[i, 0] > reach + gap:
+            columns.append([])
+        columns[-1].append(i)
+    bottom, top = ax.bbox.y0, ax.bbox.y1
+    for column in columns:
+        column.sort(key=lambda i: (places[i, 1], -places[i, 0]))
+        left = max(places[i, 0] for i in column) + gap
+        for i, y in zip(column, _spread(places[column, 1], high, bottom, top)):
+            ax.annotate(
+                names[i],
+                points[i],
+                xytext=((left - places[i, 0]) / pixel, (y - places[i, 1]) / pixel),
+                textcoords="offset points",
+                fontsize=size,
+                va="center",
+                color=INK,
+                arrowprops={
+                    "arrowstyle": "-",
+                    "color": colors[i],
+                    "linewidth": 0.7,
+                    "relpos": (0, 0.5),  # from the middle of the name's left side
+                    "shrinkA": 0,
+                    "shrinkB": 3,
+                },
+            )
 
 
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _spread(values: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
+    """Rising values, moved as little as possible to be a gap apart, between low and high if they fit."""
+    runs: list[list] = []  # of neighbours that touch: sum of the starts that they would like, count
+    for i, value in enumerate(values):
+        runs.append([value - i * gap, 1])
+        while len(runs) > 1 and runs[-2][0] / runs[-2][1] > runs[-1][0] / runs[-1][1]:
+            total, count = runs.pop()
+            runs[-1][0] += total
+            runs[-1][1] += count
+    starts = [total / count for total, count in runs for _ in range(count)]
+    return np.clip(starts, low, max(low, high - (len(values) - 1) * gap)) + gap * np.arange(len(values))
 
 
 def panels(

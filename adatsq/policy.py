@@ -74,7 +74,7 @@ class Policy:
 
     @classmethod
     def of(cls, trace: Trace, bits: np.ndarray | int) -> "Policy":
-        """Bits (T, L), or one number for all, for the activation-quantised layers of the trace's model."""
+        """Bits (T, L), or one number for all, for the activation-quantized layers of the trace's model."""
         layers = act_layers(trace)
         bits = np.broadcast_to(bits, (len(trace.timesteps), len(layers))) if np.ndim(bits) == 0 else bits
         return cls(trace.timesteps, layers, bits, trace.model, trace.branches, trace.form.row)
@@ -105,7 +105,7 @@ class Policy:
         return pd.DataFrame(self.bits, index=pd.Index(self.timesteps, name="timestep"), columns=names)
 
     def check(self, pipe: DiffusionPipeline) -> None:
-        """ValueError unless the pipeline's transformer is this policy's model with quantised activations."""
+        """ValueError unless the pipeline's transformer is this policy's model with quantized activations."""
         found = fingerprint(pipe.transformer)
         if found != self.model:
             raise ValueError(
@@ -199,7 +199,7 @@ class Policy:
 
 
 def act_layers(trace: Trace) -> list[LayerShape]:
-    """The layers whose activations are quantised, which are those that a policy covers."""
+    """The layers whose activations are quantized, which are those that a policy covers."""
     return [
         LayerShape(layer.name, layer.in_features, layer.out_features, trace.tokens[layer.name])
         for layer in trace.layers

@@ -1,6 +1,6 @@
 """Each method as a short composition of the shared parts: read two side by side to see how they differ.
 
-All recipes quantise the same layers. Block linears get weights at `w_bits` and activations at `a_bits`; the
+All recipes quantize the same layers. Block linears get weights at `w_bits` and activations at `a_bits`; the
 adaLN modulation linears get weights alone, at 4 bits in groups of 64 (8 when w_bits is), with the recipe's
 own solver. Weights are static. A policy may change the activation bits later, from timestep to timestep.
 A recipe's `options` are those of `quantize` that cost time or memory but change no result.

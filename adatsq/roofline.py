@@ -72,7 +72,7 @@ def step(model: str) -> pd.DataFrame:
 
 
 def shapes(counted: pd.DataFrame) -> pd.DataFrame:
-    """Quantised linears of a step by shape: calls, and operations and bytes (in bfloat16) of one call."""
+    """Quantized linears of a step by shape: calls, and operations and bytes (in bfloat16) of one call."""
     linears = counted[counted["kind"].isin([BLOCK, MODULATION])]
     groups = linears.groupby(["kind", "tokens", "inputs", "outputs"], sort=False)
     found = groups.agg(calls=("bytes", "size"), operations=("operations", "first"), bytes=("bytes", "first"))

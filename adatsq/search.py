@@ -2,7 +2,7 @@
 
 From the first timestep to the last, each of M kept paths is extended by each candidate of that timestep; of
 the M |C_t| new paths, each a point (average bits, accumulated error), the non-dominated ones stay, and of
-these the M nearest the origin. A path is a quantised trajectory: its latents carry the error made so far.
+these the M nearest the origin. A path is a quantized trajectory: its latents carry the error made so far.
 """
 
 import copy
@@ -82,14 +82,14 @@ def beam_search(
     batch_size: int = 16,
     progress: bool = True,
 ) -> SearchResult:
-    """The search on a pipeline with quantised weights, against the full-precision trace. beam = 1 is greedy.
+    """The search on a pipeline with quantized weights, against the full-precision trace. beam = 1 is greedy.
 
     budget: average bits to end at; then a path must be able to end within one candidate's step below it.
     images: which of the trace's images to follow, by default the first four.
     batch_size: images per call of the transformer, which serves several paths at once; with batch_size =
     len(images) each call is the very call that the pipeline will make, and errors repeat bit for bit (with
     guidance, up to rounding: all branches run in one call).
-    ValueError for a budget below the cheapest candidates, images that the trace has not, an unquantised
+    ValueError for a budget below the cheapest candidates, images that the trace has not, an unquantized
     pipeline, or another model's.
     """
     if beam < 1:
@@ -211,7 +211,7 @@ def ready(
 ) -> Iterator[tuple[list[torch.nn.Module], Path]]:
     """The modules that policies are for, and a path of no steps; afterwards they have the bits they had.
 
-    ValueError for another model's trace, an unquantised pipeline, or one that follows a policy.
+    ValueError for another model's trace, an unquantized pipeline, or one that follows a policy.
     """
     transformer = pipe.transformer
     trace.check(pipe)

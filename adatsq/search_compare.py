@@ -110,7 +110,7 @@ def compare(
 ) -> pd.DataFrame:
     """Measure what NAME-search-compare.csv lacks, and return it: psnr in dB to `held`'s pictures, and more.
 
-    The pipeline comes in full precision and leaves quantised, if there is anything to measure. gain: mean
+    The pipeline comes in full precision and leaves quantized, if there is anything to measure. gain: mean
     difference to "paper" at the same budget, of the same pictures, with its standard error over prompts.
     hypervolume: of the search's front (`front_share`). origin: commit and device of the rows; steps and
     calibration are the run's length and its calibration pictures. ValueError if the file has rows of more

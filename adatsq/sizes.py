@@ -148,7 +148,7 @@ def room_needed(model: str) -> str:
 
 
 def branch_bits(model: str | Path, rank: int) -> float:
-    """Bits per weight that a 16-bit branch of this rank adds to layers with quantised activations.
+    """Bits per weight that a 16-bit branch of this rank adds to layers with quantized activations.
 
     model: a name in REAL, or a folder, of which only the transformer's configuration is read.
     FileNotFoundError if that is not there.
@@ -187,7 +187,7 @@ def _shapes(model: str | Path) -> nn.Module:
 
 
 def _saved_bytes(transformer: nn.Module, w_bits: int) -> float:
-    """What quantised weights save against 16 bit."""
+    """What quantized weights save against 16 bit."""
     return sum(
         layer.in_features * layer.out_features * (16 - _stored_bits(layer, w_bits)) / 8
         for layer in quantizable(transformer)

@@ -78,7 +78,7 @@ MADE = ("empty", "new_empty", "empty_like", "_unsafe_view", "_reshape_alias", "d
 def count(transformer: nn.Module, arguments: dict) -> pd.DataFrame:
     """A row per linear, attention and other operator of one call, in order, all on the meta device.
 
-    kind: "block linears" (whose activations are quantised), "modulation linears" (whose weights alone are),
+    kind: "block linears" (whose activations are quantized), "modulation linears" (whose weights alone are),
     "other linears", "attention", "rest". tokens: rows of the product. operations: multiplications and
     additions. bytes: of all that is read and written, once each.
     """

@@ -11,7 +11,7 @@ from adatsq.packing import narrow
 
 
 def summary(pipe: DiffusionPipeline) -> pd.DataFrame:
-    """What is quantised to how many bits: a row per part of the transformer, and one for the whole.
+    """What is quantized to how many bits: a row per part of the transformer, and one for the whole.
 
     parameters: weights; biases and all else are in the part that is kept. share: of all parameters. a_bits:
     average over layers, and over timesteps if a policy is applied. effective_bits: stored bits per parameter,

@@ -2,7 +2,7 @@
 
     python -m adatsq.sweep --model data/models/flux-dev-mini
 
-For each weight setting (w_bits, tau) the weights are quantised once; on them each method finds policies for
+For each weight setting (w_bits, tau) the weights are quantized once; on them each method finds policies for
 each activation budget, and of all its complete paths the one with the least error within a budget is drawn.
 Policies are searched on calibration prompts; pictures (of a clip, some frames) and scores are of evaluation
 prompts, the same with the same seeds for all. What is done is kept beside the file, in NAME-explorer-part-*,

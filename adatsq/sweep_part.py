@@ -64,7 +64,7 @@ def weights_part(bench: Bench, exam: Exam, plan: Plan, w_bits: int, tau: float) 
 
     if part["weights"] is None:
         part["weights"] = _weights(bench, quantized())
-        keep("quantised")
+        keep("quantized")
     for method in plan.methods:
         if method not in part["found"]:
             fixed = part["weights"]["uniform"]

@@ -177,14 +177,34 @@ def label(row: tuple) -> str:
 
 
 def narrow(table: pd.DataFrame, size: str = "90%", gap: str = "1em") -> Styler:
-    """Small print in one line per row, for a page's width. size: of the print. gap: right of each column."""
+    """Small print in one line per row, for a page's width. size: of the print. gap: right of each column.
+
+    Long names of rows may go on in a second line, after a plus sign.
+    """
     print_ = [("font-size", size), ("padding", f"0.1em {gap} 0.1em 0")]
     styles = [
         {"selector": "th", "props": print_},
         {"selector": "td", "props": [*print_, ("white-space", "nowrap")]},
     ]
     style = Styler(table, cell_ids=False)  # a name for each cell would be most of a large table
-    return style.set_table_styles(styles).format(precision=3, na_rep="")
+    style = style.set_table_styles(styles).format(precision=3, na_rep="")
+    return style.format_index(lambda name: name.replace("+", "+<wbr>") if isinstance(name, str) else name)
+
+
+def folded(summary: str, lines: Sequence[str]) -> str:
+    """Lines without a full stop as a folded list, for the end of what a cell says in Markdown; "" if none."""
+    if not lines:
+        return ""
+    told = "\n".join(f"- {line}." for line in lines)
+    return f"\n\n<details><summary>{summary}</summary>\n\n{told}\n\n</details>"
+
+
+def one_open(styled: dict[str, Styler]) -> str:
+    """HTML of a table per name: the first one open, the others folded below their names."""
+    return "".join(
+        f"<details{' open' * (i == 0)}><summary>{name}</summary>{table.to_html()}</details>"
+        for i, (name, table) in enumerate(styled.items())
+    )
 
 
 def short(table: pd.DataFrame) -> pd.DataFrame:

@@ -122,7 +122,7 @@ def saved(scores: Scores) -> pd.DataFrame:
             "saved, MB": table.transformer_bytes / 1e6,
             "smaller by": 16 / table.effective_bits,
             "bits, all": table.effective_bits,
-            "bits, quantised layers": table.effective_w_bits,
+            "bits, quantized layers": table.effective_w_bits,
             "average a bits": table.average_bits,
             "by multiplications": table.flop_weighted_bits,
             "16 / that": 16 / table.flop_weighted_bits,

@@ -32,10 +32,13 @@ def plain(table: pd.DataFrame, mode: str, column: str = "ms") -> float:
 
 
 def gains(table: pd.DataFrame) -> pd.DataFrame:
-    """Of one model, a row per method and mode that ran: ms, gain over compiled and eager bfloat16 (their
-    times over its own), how many times smaller its weights are, and the error of its answer."""
+    """Of one model, a row per method and mode that ran, a method's together: ms, gain over compiled and eager
+    bfloat16 (their times over its own), how many times smaller its weights are, and its answer's error."""
     rows = table.dropna(subset=["ms"])
-    index = pd.MultiIndex.from_arrays([[label(row) for row in rows.itertuples()], rows["mode"]])
+    rows = rows.assign(of=[label(row) for row in rows.itertuples()])
+    places = {name: i for i, name in enumerate(dict.fromkeys(rows["of"]))}
+    rows = rows.sort_values("of", key=lambda names: names.map(places), kind="stable")
+    index = pd.MultiIndex.from_arrays([rows["of"], rows["mode"]])
     found = {"ms": rows["ms"]}
     for mode in AIMS:
         found[f"bf16 {mode} / this"] = plain(table, mode) / rows["ms"]

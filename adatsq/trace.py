@@ -117,7 +117,7 @@ class Trace:
         )
 
     def check(self, pipe: DiffusionPipeline) -> None:
-        """ValueError unless the pipeline's transformer, quantised or not, is the one that was recorded."""
+        """ValueError unless the pipeline's transformer, quantized or not, is the one that was recorded."""
         found = fingerprint(pipe.transformer)
         if found != self.model:
             raise ValueError(f"this trace was recorded from {self.model}, the pipeline holds {found}")

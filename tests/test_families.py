@@ -219,7 +219,7 @@ def test_blocks_are_in_the_order_the_model_runs_them(family_pipe):
     assert seen[: len(names)] == names and set(seen) == set(names)
 
 
-def test_kept_and_quantised_are_all_there_is(family_pipe):
+def test_kept_and_quantized_are_all_there_is(family_pipe):
     table = models.kept(family_pipe.transformer)
     inside = sum(l.in_features * l.out_features for l in models.quantizable(family_pipe.transformer))
     parameters = sum(p.numel() for p in family_pipe.transformer.parameters())

@@ -69,3 +69,12 @@ def test_a_panel_per_width():
     figure = plots_frontier.stored(table)
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["W4: 2 policies", "W3: 2 policies"]
     assert figure.axes[0].get_ylabel() and figure.axes[0].get_xlabel()
+
+
+def test_policies_side_by_side_share_a_legend():
+    layers = [LayerShape("blocks.0.to_q", 4, 4, 1)]
+    three, four = (Policy(TIMESTEPS, layers, np.full((2, 1), bits), "m") for bits in (3, 4))
+    figure = plots_frontier.policy_maps({"one": {"low": three, "high": four}, "two": {"high": four}}, "maps")
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert titles == ["one, low: 3.00 bits", "one, high: 4.00 bits", "", "two, high: 4.00 bits"]
+    assert not any(ax.get_legend() for ax in figure.axes) and len(figure.legends) == 1

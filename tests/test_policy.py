@@ -30,7 +30,7 @@ class Noted(nn.Linear):
 
 
 def with_bits(pipe):
-    """Give the pipeline's activation-quantised layers `a_bits`, without any rounding."""
+    """Give the pipeline's activation-quantized layers `a_bits`, without any rounding."""
     for layer in quantizable(pipe.transformer):
         if layer.role == "act":
             pipe.transformer.set_submodule(layer.name, Noted(pipe.transformer.get_submodule(layer.name)))

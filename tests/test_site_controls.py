@@ -13,6 +13,7 @@ KNOWN = {
     "figure.adatsq-scrub": "test_frames_under_a_slider",
     "figure.adatsq-film": "test_film.py",
     ".dropdown, .toggle": "test_what_is_folded_opens",
+    ".cell_output details": "test_what_a_cell_folds_opens",
     ".highlight": "the theme's button that copies code",
 }
 SHOWN = """figure => {
@@ -102,6 +103,19 @@ def test_what_is_folded_opens(page, tab):
         assert not last.is_visible()
         answer.locator("button.toggle-button").click()
         last.wait_for(state="visible")
+
+
+@pages_with("<details")
+def test_what_a_cell_folds_opens(page, tab):
+    """Long lists and the tables of further models; by a click, or by a key."""
+    tab.goto(page.as_uri(), wait_until="load")
+    for folded in tab.locator(".cell_output details").all():
+        if folded.get_attribute("open") is not None:  # the first of several tables
+            continue
+        inside = folded.locator(":scope > :not(summary)").last
+        assert not inside.is_visible()
+        folded.locator("summary").press("Enter")
+        inside.wait_for(state="visible")
 
 
 def test_light_and_dark(tab):

@@ -123,3 +123,18 @@ def test_quarot_stands_beside_its_own_row_where_that_is_measured(tmp_path):
 def test_short_numbers():
     found = tables.short(pd.DataFrame({"a": [1234.567, None], "b": ["text", 0.00012346]}))
     assert found.to_numpy().tolist() == [["1235", "text"], ["", "0.0001235"]]
+
+
+def test_long_names_break_after_a_plus_and_long_lists_fold():
+    html = tables.narrow(pd.DataFrame({"total": [0.5]}, index=["hadamard+gptq W3A3"])).to_html()
+    assert "hadamard+<wbr>gptq W3A3" in html and "0.500" in html
+    assert tables.folded("more", []) == ""
+    said = tables.folded("more", ["one", "two"])
+    assert said.strip().startswith("<details><summary>more</summary>") and "- one.\n- two." in said
+
+
+def test_of_several_tables_the_first_is_open():
+    table = tables.narrow(pd.DataFrame({"total": [0.5]}))
+    html = tables.one_open({"one": table, "two": table})
+    first, second = html.index("<details open><summary>one"), html.index("<details><summary>two")
+    assert first < second < html.rindex("0.500")

@@ -88,8 +88,9 @@ def test_real_bits_and_their_front(scores):
     assert table.at["fp", "effective_w_bits"] == 16 and table.at["svdquant W4A4", "effective_w_bits"] == 7
     # adatsq has as few bits as any and the highest PSNR: it beats all
     assert tables_paper.front(table, "effective_w_bits", "psnr") == ["adatsq W4A4"]
-    ax = plots_tables.quality(table, "effective_w_bits", "total", "bits", "total", "title")
-    assert {text.get_text() for text in ax.texts} >= {"adatsq", "svdquant", "full precision"}
+    figure = plots_tables.quality(table, "effective_w_bits", "total", "bits", "total", "title")
+    assert len(figure.axes) == 1  # there are no rows of 3-bit weights
+    assert {text.get_text() for text in figure.axes[0].texts} >= {"adatsq", "svdquant", "full precision"}
     plt.close("all")
 
 
@@ -97,12 +98,18 @@ def test_labels_cover_neither_each_other_nor_points():
     _, ax = plt.subplots()
     points = np.array([[0.1, 0.5]] * 6 + [[0.12, 0.52]])
     ax.scatter(*points.T)
-    plots_tables._label_points(ax, points, [f"name {i}" for i in range(7)])
+    plots_tables._label_points(ax, points, [f"name {i}" for i in range(7)], ["k"] * 7)
     ax.figure.canvas.draw()
     boxes = [Text.get_window_extent(text) for text in ax.texts]  # without the line that leads back
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     assert not any(box.contains(*point) for box in boxes for point in ax.transData.transform(points))
     plt.close("all")
+
+
+def test_names_move_only_as_far_as_they_must():
+    assert plots_tables._spread(np.array([1.0, 1.0, 9.0]), 2, 0, 20).tolist() == [0, 2, 9]
+    assert plots_tables._spread(np.array([19.0, 19.5]), 2, 0, 20).tolist() == [18, 20]  # within the axes
+    assert plots_tables._spread(np.array([]), 2, 0, 20).tolist() == []
 
 
 def test_missing_rows_and_their_command(scores):

@@ -26,6 +26,8 @@ def list_modules(app, docname, source):
 
 def as_text(app, what, name, obj, options, lines):
     """Docstrings are plain text, not reStructuredText: paragraphs flow, what is laid out stays as it is."""
+    if lines and lines[0].startswith("Alias for field number"):
+        lines.clear()  # Python's words for a field of a named tuple
     out = []
     for block in "\n".join(lines).strip().split("\n\n"):
         if re.search(r"(?m)^( |- |\* |>>> )", block):
