@@ -30,11 +30,13 @@ CONTROLS = {  # in NAME-search-compare.csv, from none to one kind of freedom
     "static over time": "per layer only",
     "collapsed beam": "the beam's, without time",
     "collapsed": "Lagrangian, without time",
+    "collapsed, 2 to 8": "Lagrangian, 2 to 8 bits, without time",
     "paper": "the beam",
     "paper, equal calls": "the beam, at equal calls",
     "paper, ladder": "the beam, finer candidates",
     "paper, ladder, equal calls": "the same, at equal calls",
     "lagrangian": "Lagrangian",
+    "lagrangian, 2 to 8": "Lagrangian, 2 to 8 bits",
 }
 SEARCHES = ("paper", "lagrangian", "prices")  # held against them
 NUMBERED = r"^(random( beam)?) \d+$"  # policies of one kind, which count as one

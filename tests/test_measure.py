@@ -121,8 +121,8 @@ def test_missing_rows_are_listed_and_nothing_runs(tmp_path, monkeypatch, capsys)
     extra = {job for job, line in said.items() if "missing, extra" in line}
     assert extra == {"m ablation-w3", "m ablation-w4", "m sweep"}  # not the paper's model
     assert (
-        said["m search"].startswith("116 missing, ") and ": paper at 3.1;" in said["m search"]
-    )  # 5 searches, 2 wider, 51 controls, two budgets
+        said["m search"].startswith("122 missing, ") and ": paper at 3.1;" in said["m search"]
+    )  # 7 searches, 2 wider, 52 controls, two budgets
     assert said["m ablation-w3"].endswith(
         "runs of 4 steps; runs of 10 steps"
     )  # none longer than the model's own
@@ -141,7 +141,7 @@ def test_missing_rows_are_listed_and_nothing_runs(tmp_path, monkeypatch, capsys)
     rows = {"search": ["paper", "lagrangian"], "w_bits": 3, "budget": 3.1, "n": [32, 8]}
     pd.DataFrame(rows).to_csv(out / "m-search-compare.csv", index=False)
     few = lines()["m search"]  # 8 pictures are too few
-    assert few.startswith("115 missing") and ": paper, ladder at 3.1; lagrangian at 3.1;" in few
+    assert few.startswith("121 missing") and ": paper, ladder at 3.1; lagrangian at 3.1;" in few
     run = {"part": "run", "setting": "X: 10 steps, 8 calibration, 8 held out", "w_bits": 16, "a_bits": 16.0}
     pd.DataFrame([run]).to_csv(out / "m-ablation.csv", index=False)
     assert "to be deleted before a larger run" in lines()["m ablation-w4"]
