@@ -72,7 +72,7 @@ class Ablation:
         if self.rows.empty:
             return self.rows
         rows = self.rows[(self.rows.part == part) & (self.rows.metric == "psnr") & self.rows.baseline.notna()]
-        if part in ("tau", "beam", "prompts"):  # "uniform 8": by kind, activation bits, number
+        if len(rows) and part in ("tau", "beam", "prompts"):  # "uniform 8": by kind, activation bits, number
             words = rows.setting.str.split(" ", n=1, expand=True)
             order = rows.assign(kind=words[0], number=words[1].astype(float))
             rows = order.sort_values(["kind", "a_bits", "number"], ascending=[False, True, True])
