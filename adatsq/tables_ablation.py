@@ -177,11 +177,13 @@ def picked(ablation: Ablation) -> pd.DataFrame:
 
 def policies(results: str | Path, name: str) -> pd.DataFrame:
     """The same of the policies of the benchmark's searched rows, NAME-policy-*.json, by method, widths and
-    budget: "adatsq W3, 3.1 bits"."""
+    budget: "adatsq W3, 3.1 bits". A policy with other widths than these is left out."""
     start, found = f"{Path(name).name}-policy-", {}
     for file in sorted(Path(results).glob(f"{start}*.json")):
         method, w_bits, budget = re.fullmatch(r"(.*)-w(\d)a([\d.]+)", file.stem[len(start) :]).groups()
         bits = Policy.load(file).bits
+        if not np.isin(bits, list(PAPER_SHARES)).all():
+            continue
         shares = {b: float((bits == b).mean()) for b in PAPER_SHARES}
         found[ORDER.index(method), w_bits, f"{method} W{w_bits}, {budget} bits"] = shares
     table = pd.DataFrame.from_dict({key[-1]: found[key] for key in sorted(found)}, orient="index")

@@ -17,6 +17,7 @@ SHOWN = (  # methods whose seconds and memory the page shows
     "hadamard+gptq+search",
     "hadamard+gptq+lagrangian",
     "hadamard+gptq+prices",
+    "hadamard+gptq+widths",
     "adatsq-weights",
     "adatsq",
     "adatsq+ladder",

@@ -26,9 +26,11 @@ PAIRS = (
     ("hadamard+gptq", "hadamard+gptq+search"),
     ("hadamard+gptq", "hadamard+gptq+lagrangian"),
     ("hadamard+gptq", "hadamard+gptq+prices"),
+    ("hadamard+gptq", "hadamard+gptq+widths"),
     ("hadamard+gptq", "adatsq+lagrangian"),
     ("hadamard+gptq+search", "hadamard+gptq+lagrangian"),
     ("hadamard+gptq+search", "hadamard+gptq+prices"),
+    ("hadamard+gptq+search", "hadamard+gptq+widths"),
     ("adatsq", "adatsq+lagrangian"),
 )
 FROM = {"uniform 3": "fixed 3 bits", "paper": "the paper's search"}  # whose gap it is
