@@ -49,7 +49,7 @@ QUICK = {  # the same, tiny: a few rows of each
     "costs": ("--limit", "6"),
     "ablation-w3": ("--calibration", "4", "--held-out", "4", "--parts", "2x2", "steps", "--run-lengths", "4"),
     "ablation-w4": ("--calibration", "4", "--held-out", "4", "--parts", "2x2"),
-    "sweep": ("--calibration", "4", "--judged", "6", "--taus", "1", "--budgets", "3.6", "--beams", "1"),
+    "sweep": ("--calibration", "4", "--judged", "6", "--taus", "1", "--budgets", "4", "--beams", "1"),
 }
 ALONE = ("benchmark",)  # its rows tell seconds
 LAST = ("costs",)  # alone too, after all else: seconds of rows that were measured beside others

@@ -48,7 +48,10 @@ SEARCHED = {
     "hadamard+gptq+lagrangian": Searched("hadamard+gptq", "lagrangian"),
     "hadamard+gptq+prices": Searched("hadamard+gptq", "prices"),
     "hadamard+gptq+widths": Searched(
-        "hadamard+gptq", "lagrangian", budgets=LOWEST, options={"a_bits": MORE_BITS, "weights": "flops"}
+        "hadamard+gptq",
+        "lagrangian",
+        budgets=LOWEST,
+        options={"a_bits": MORE_BITS, "weights": "flops", "at_end": True},
     ),
     "adatsq+plain+search": Searched("adatsq+plain", budgets=LOWEST),
     "adatsq+smoothquant+search": Searched("adatsq+smoothquant", budgets=LOWEST),

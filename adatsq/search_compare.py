@@ -45,14 +45,15 @@ SEARCHED = range(4)  # calibration pictures that both searches follow
 MOST_BITS, WORST = 4.5, 1.1  # corner of the box of a front's hypervolume; WORST: times the error at 3 bits
 WIDEST = 64  # beam
 PAPER = "paper"  # the policy that all others are compared with
+WIDER = {"a_bits": MORE_BITS, "at_end": True}
 SEARCHES = {
     PAPER: ("paper", {"shares": SHARES[3]}),
     "paper, ladder": ("paper", {"shares": LADDER}),
     "lagrangian": ("lagrangian", {}),
     "lagrangian, flops": ("lagrangian", {"weights": "flops"}),
     "prices": ("prices", {}),
-    "lagrangian, 2 to 8": ("lagrangian", {"a_bits": MORE_BITS}),
-    "lagrangian, 2 to 8, flops": ("lagrangian", {"a_bits": MORE_BITS, "weights": "flops"}),
+    "lagrangian, 2 to 8": ("lagrangian", WIDER),
+    "lagrangian, 2 to 8, flops": ("lagrangian", {**WIDER, "weights": "flops"}),
 }
 EQUAL = {f"{name}, equal calls": name for name in SEARCHES if name.startswith(PAPER)}
 UNIFORM = {f"uniform {bits}": bits for bits in A_BITS}
