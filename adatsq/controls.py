@@ -7,26 +7,33 @@ import numpy as np
 from adatsq.allocation import allocate
 
 A_BITS = (3, 4, 8)
+MORE_BITS = (2, 3, 4, 5, 6, 8)  # of a search that may choose among more widths
 QUARTER = "quarter at 8"  # these spend 4.25 bits, whatever the budget
 # Controls that are made of a searched policy's own bits.
 PERMUTED = {"random": "lagrangian", "random beam": "paper"}
-COLLAPSED = {"collapsed": "lagrangian", "collapsed beam": "paper"}
+COLLAPSED = {
+    "collapsed": ("lagrangian", A_BITS),
+    "collapsed beam": ("paper", A_BITS),
+    "collapsed, 2 to 8": ("lagrangian, 2 to 8", MORE_BITS),
+}
 
 
 def controls(
     carried: np.ndarray, searched: dict[str, np.ndarray], budget: float, random: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Named policies (T, L), from errors (T, L, B) and the policies of the searches "lagrangian" and "paper".
+    """Named policies (T, L), from errors (T, L, B) and the policies of searches, by the searches' names. What
+    is made of a search that is not given is left out.
 
     random, random beam: the bits of one of them at random places, `random` times. first, last steps at 8: the
     others at 3, as the budget allows; first, last quarter at 8: for a quarter of the run, 4.25 bits on
     average. static over time: bits per layer from its errors summed over time, `allocate`d, which solves the
     linear program up to one step of one layer. same for all layers: that of the timesteps. collapsed,
-    collapsed beam: a searched policy without time (`over_time`). All but the quarters keep within the budget.
+    collapsed beam; 2 to 8: a searched policy without time (`over_time`), of the widths that the search had.
+    All but the quarters keep within the budget.
     """
     (steps, layers, _), size = carried.shape, carried.shape[0] * carried.shape[1]
     for name, source in PERMUTED.items():
-        for seed in range(random):
+        for seed in range(random if source in searched else 0):
             bits = np.random.default_rng(seed).permutation(searched[source].ravel())
             yield f"{name} {seed}", bits.reshape(steps, layers)
     for name, eight in (("steps at 8", int((budget - 3) / 5 * size + 1e-9)), (QUARTER, size // 4)):
@@ -37,8 +44,9 @@ def controls(
     yield "static over time", np.repeat(static, steps, axis=0)
     per_step = allocate(carried.sum(1, keepdims=True), A_BITS, budget)
     yield "same for all layers", np.repeat(per_step, layers, axis=1)
-    for name, source in COLLAPSED.items():
-        yield name, over_time(searched[source])
+    for name, (source, a_bits) in COLLAPSED.items():
+        if source in searched:
+            yield name, over_time(searched[source], a_bits)
 
 
 def over_time(bits: np.ndarray, a_bits: Sequence[int] = A_BITS) -> np.ndarray:

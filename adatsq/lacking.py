@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from adatsq import sweep
@@ -15,8 +15,28 @@ from adatsq.models import SAMPLING_FILE
 from adatsq.peers import PEERS
 from adatsq.search_compare import BUDGETS, HELD_OUT, RANDOM
 from adatsq.search_compare import missing as policies
+from adatsq.tables_costs import SHOWN
 
 CALIBRATION = 32  # pictures of the ablation on a GPU
+FOR_TABLES = ("benchmark", "search", "peers", "costs")  # of every model
+PAPERS_ABLATION = ("flux-dev-mini", "ablation-w3")  # the one model and width of the paper's table 3
+# Seconds on one H200: to begin, for a row of four steps, and for each step more of a row, where a step with
+# guidance counts twice. Read off runs that shared the device, so good to a factor of two.
+SECONDS = {
+    "benchmark": (20, 5.0, 0.45),
+    "peers": (15, 4.0, 0.15),
+    "search": (30, 0.5, 0.04),
+    "ablation-w3": (30, 1.5, 0.06),
+    "ablation-w4": (30, 1.5, 0.06),
+    "sweep": (30, 5.0, 0.15),
+    "costs": (20, 5.0, 0.15),
+}
+
+
+def for_tables(name: str, job: str) -> bool:
+    """Whether a job of this model is one of those that the paper's four tables need; the others are extra:
+    the ablation of more models and widths, and what the explorer shows."""
+    return job in FOR_TABLES or (name, job) == PAPERS_ABLATION
 
 
 def lacking(model: Path, out: Path, job: str) -> list[str]:
@@ -26,24 +46,38 @@ def lacking(model: Path, out: Path, job: str) -> list[str]:
         return _scored(name, wanted())
     if job == "costs":
         facts = stored(Path(f"{name}-facts.csv"))
-        return [f"{m} W{w}A{a:g}" for m, w, a in wanted()[1:] if lacks(facts, m, w, a)]
+        rows = [row for row in wanted() if row[0] in SHOWN]
+        return [f"{m} W{w}A{a:g}" for m, w, a in rows if lacks(facts, m, w, a)]
     if job == "peers":
         return _scored(name, [(peer, *bits) for peer, p in PEERS.items() for bits in p.bits])
     if job == "search":
         path = Path(f"{name}-search-compare.csv")
         return [f"{n} at {b:g}" for b in BUDGETS for n in policies(path, 3, b, RANDOM, HELD_OUT)]
-    settings = json.loads((Path(model) / SAMPLING_FILE).read_text())
+    settings = _settings(model)
     if job == "sweep":
         sizes = sweep.SIZES["clips" if "num_frames" in settings else "pictures"]
         return sweep.missing(Path(f"{name}-explorer.json"), **sweep.AXES, **sizes)
     return _ablation(name, int(job[-1]), settings["num_inference_steps"])
 
 
-def said(model: Path, out: Path, jobs: Sequence[str]) -> Iterable[str]:
-    """A line per job: how many rows are missing, and which."""
-    for job in jobs:
-        rows = lacking(model, out, job)
-        yield f"{Path(model).name} {job}: " + (f"{len(rows)} missing: {'; '.join(rows)}" if rows else "whole")
+def said(model: Path, out: Path, job: str) -> str:
+    """How many rows of a job are missing, about how long they take, and which they are."""
+    rows, kind = lacking(model, out, job), "" if for_tables(Path(model).name, job) else ", extra"
+    about = f", about {estimate(model, job, len(rows)):.0f} s on one H200"
+    return f"{Path(model).name} {job}: " + (
+        f"{len(rows)} missing{kind}{about}: {'; '.join(rows)}" if rows else "whole"
+    )
+
+
+def estimate(model: Path, job: str, rows: int) -> float:
+    """Seconds that so many rows take, roughly: `SECONDS`."""
+    settings, (begin, least, more) = _settings(model), SECONDS[job]
+    steps = settings["num_inference_steps"] * (2 if "num_frames" in settings else 1)
+    return (begin + rows * (least + more * max(0, steps - 4))) * (rows > 0)
+
+
+def _settings(model: Path) -> dict:
+    return json.loads((Path(model) / SAMPLING_FILE).read_text())
 
 
 def _scored(name: Path, rows: Iterable[tuple[str, int, float]]) -> list[str]:

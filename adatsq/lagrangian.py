@@ -55,6 +55,7 @@ def lagrangian_search(
     weights: str = "layers",
     images: Sequence[int] | None = None,
     probes: int = 1,
+    at_end: bool = False,
     batch_size: int = 16,
     progress: bool = True,
 ) -> SearchResult:
@@ -62,7 +63,9 @@ def lagrangian_search(
 
     weights: what the budget, and average_bits of the result, are an average over: "layers", as the paper,
     "parameters" or "flops" (multiplications). images: of the trace, for the carried errors and to follow, by
-    default the first four. ValueError as from `beam_search`, and for other weights.
+    default the first four. at_end: the front has one policy per budget, that of the least error at the last
+    latents, which are the picture, and not of all that is non-dominated by the error summed over steps.
+    ValueError as from `beam_search`, and for other weights.
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights is {weights!r}: choose one of {', '.join(map(repr, WEIGHTS))}")
@@ -78,7 +81,13 @@ def lagrangian_search(
                 policies[f"{name} {value:g}"] = bits
     rows, errors = follow(pipe, trace, policies, images, batch_size, progress, cost)
     averages = {name: float(np.average(bits.mean(0), weights=cost)) for name, bits in policies.items()}
-    best = non_dominated([(averages[name], errors[name]) for name in policies])
+    if at_end:
+        ends = errors_at_end(rows)
+        within = [[name for name in policies if averages[name] <= value + 1e-9] for value in budgets]
+        kept = {min(names, key=ends.get) for names in within}
+        best = [name in kept for name in policies]
+    else:
+        best = non_dominated([(averages[name], errors[name]) for name in policies])
     front = [
         FrontPath(Policy.of(trace, policies[name]), averages[name], errors[name], (name,))
         for name, keep in zip(policies, best)
@@ -93,6 +102,15 @@ def lagrangian_search(
         seconds=time.perf_counter() - started,
         calls=len(images) * len(rows) + calls(trace, a_bits, images, probes),
     )
+
+
+def errors_at_end(rows: list[list]) -> dict[str, float]:
+    """Mean squared distance of the last latents to the recorded ones by policy, from the rows of `follow`:
+    what the last step added to the sum."""
+    sums: dict[str, list[float]] = {}
+    for _, _, _, name, _, error, _ in rows:
+        sums.setdefault(name, [0.0]).append(error)
+    return {name: found[-1] - found[-2] for name, found in sums.items()}
 
 
 def follow(

@@ -35,6 +35,7 @@ ORDER = (
     "hadamard+gptq+search",
     "hadamard+gptq+lagrangian",
     "hadamard+gptq+prices",
+    "hadamard+gptq+widths",
     "adatsq+plain",
     "adatsq+plain+search",
     "adatsq+smoothquant",
@@ -57,6 +58,7 @@ BASES = {
     "hadamard+gptq+search": ("hadamard", "rtn+search"),
     "hadamard+gptq+lagrangian": ("hadamard", "hadamard+gptq+search"),
     "hadamard+gptq+prices": ("hadamard", "hadamard+gptq+search", "hadamard+gptq+lagrangian"),
+    "hadamard+gptq+widths": ("hadamard", "hadamard+gptq+search", "hadamard+gptq+lagrangian"),
     "adatsq+plain": ("gptq",),
     "adatsq+plain+search": ("gptq", "adatsq+plain"),
     "adatsq+smoothquant": ("smoothquant", "smoothquant+gptq"),
@@ -123,7 +125,8 @@ def _scores(images: pd.DataFrame, scores: list[str], origin: pd.DataFrame) -> pd
 
 
 def _paired(images: pd.DataFrame, scores: list[str], origin: pd.DataFrame) -> pd.DataFrame:
-    """Every row minus those of EVERY and of its BASES, at the same weight bits."""
+    """Every row minus those of EVERY and of its BASES, at the same weight bits. A row that drew fewer
+    pictures a prompt drew the first ones: those of the other are taken."""
     groups, rows = dict(list(images.groupby(KEY, sort=False))), []
     for key, group in groups.items():
         for other, baseline in groups.items():
@@ -136,6 +139,7 @@ def _paired(images: pd.DataFrame, scores: list[str], origin: pd.DataFrame) -> pd
                 continue
             for metric in scores if full_precision else [*scores, *DISTANCES]:
                 (values, categories), (base, _) = _grid(group, metric), _grid(baseline, metric)
+                base = base[:, : values.shape[1]]
                 found = _rows(key, origin.loc[key], values, categories, base, metric)
                 found = found.assign(baseline=other[1], baseline_a_bits=other[3])
                 rows.append(found[PAIRED])

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 
 import adatsq
 from adatsq.candidates import LADDER, SHARES
+from adatsq.controls import MORE_BITS
 from adatsq.evaluate import generate, psnr, ssim
 from adatsq.facts import activation_bits, counted_calls, peak_memory
 from adatsq.files import write_text
@@ -32,12 +33,13 @@ LADDERS = {4: LADDER, 3: LADDER}
 class Searched(NamedTuple):
     """A method with a search: the method whose weights it runs on, which search (of `search_policies`), a
     beam's candidates per w_bits (the default shares, or a finer ladder that spends on the fourth bit first),
-    and the budgets per w_bits."""
+    the budgets per w_bits, and further options of the search."""
 
     weights: str
     search: str = "paper"
     shares: dict = SHARES
     budgets: dict = BUDGETS
+    options: dict = {}
 
 
 SEARCHED = {
@@ -45,6 +47,12 @@ SEARCHED = {
     "hadamard+gptq+search": Searched("hadamard+gptq"),
     "hadamard+gptq+lagrangian": Searched("hadamard+gptq", "lagrangian"),
     "hadamard+gptq+prices": Searched("hadamard+gptq", "prices"),
+    "hadamard+gptq+widths": Searched(
+        "hadamard+gptq",
+        "lagrangian",
+        budgets=LOWEST,
+        options={"a_bits": MORE_BITS, "weights": "flops", "at_end": True},
+    ),
     "adatsq+plain+search": Searched("adatsq+plain", budgets=LOWEST),
     "adatsq+smoothquant+search": Searched("adatsq+smoothquant", budgets=LOWEST),
     "adatsq+svdquant+search": Searched("adatsq+svdquant", budgets=LOWEST),
@@ -118,7 +126,7 @@ def searched(
     """(the policy picked, all that the search evaluated, facts of the policy and of what finding it took)."""
     how = SEARCHED[method]
     options = {"shares": how.shares[w_bits], "beam": 4} if how.search == "paper" else {}
-    options |= {"budget": budget, "images": list(SEARCH), "progress": False}
+    options |= {"budget": budget, "images": list(SEARCH), "progress": False, **how.options}
     with peak_memory(setting.device, "search") as peak, counted_calls(pipe.transformer) as calls:
         result = search_policies(pipe, trace, fisher, how.search, **options)
     policy, judge_s = timed(result.pick, budget, lambda policy: check(setting, pipe, policy))

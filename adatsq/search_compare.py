@@ -2,11 +2,12 @@
 
     python -m adatsq.search_compare --model data/models/z-image-mini --out data/results
 
-At each budget: the beam ("paper"), the Lagrangian search and the beam over its prices, the first once more so
-wide that it makes as many transformer calls as the second ("equal calls"), and `controls`: the bits of these
-policies at random places or without time, 8 bits for the first or the last steps, bits that are static over
-time, or the same for all layers. What each spends is in average_bits; the beam often spends less. Activations
-at 8 bits show what is left to the weights, which are made by Hadamard rotation and GPTQ.
+At each budget: the beam ("paper"), the Lagrangian search, also with more widths to choose from, and the beam
+over its prices, the first once more so wide that it makes as many transformer calls as the second ("equal
+calls"), and `controls`: the bits of these policies at random places or without time, 8 bits for the first or
+the last steps, bits that are static over time, or the same for all layers. What each spends is in
+average_bits; the beam often spends less. Activations at 8 bits show what is left to the weights, which are
+made by Hadamard rotation and GPTQ.
 All draw the same held-out pictures, and are compared picture by picture.
 NAME-search-compare.csv has a row per policy, and NAME-search-compare-pictures.csv one per policy and picture.
 Both are written as soon as a policy has been drawn; policies that are there are skipped. Rows of fewer
@@ -25,7 +26,7 @@ from diffusers import DiffusionPipeline
 
 from adatsq.benchmark import commit_here
 from adatsq.candidates import LADDER, SHARES
-from adatsq.controls import A_BITS, controls
+from adatsq.controls import A_BITS, COLLAPSED, MORE_BITS, PERMUTED, controls
 from adatsq.evaluate import generate, psnr
 from adatsq.fisher import temporal_fisher
 from adatsq.judging import task_of
@@ -44,12 +45,15 @@ SEARCHED = range(4)  # calibration pictures that both searches follow
 MOST_BITS, WORST = 4.5, 1.1  # corner of the box of a front's hypervolume; WORST: times the error at 3 bits
 WIDEST = 64  # beam
 PAPER = "paper"  # the policy that all others are compared with
+WIDER = {"a_bits": MORE_BITS, "at_end": True}
 SEARCHES = {
     PAPER: ("paper", {"shares": SHARES[3]}),
     "paper, ladder": ("paper", {"shares": LADDER}),
     "lagrangian": ("lagrangian", {}),
     "lagrangian, flops": ("lagrangian", {"weights": "flops"}),
     "prices": ("prices", {}),
+    "lagrangian, 2 to 8": ("lagrangian", WIDER),
+    "lagrangian, 2 to 8, flops": ("lagrangian", {**WIDER, "weights": "flops"}),
 }
 EQUAL = {f"{name}, equal calls": name for name in SEARCHES if name.startswith(PAPER)}
 UNIFORM = {f"uniform {bits}": bits for bits in A_BITS}
@@ -69,9 +73,16 @@ def missing(path: Path, w_bits: int, budget: float, random: int, pictures: int) 
 
 def policy_names(random: int = RANDOM) -> list[str]:
     """All policies of a budget, in the order in which they are measured."""
-    some = dict.fromkeys((PAPER, "lagrangian"), np.full((1, 1), 3))
+    some = dict.fromkeys(sources(), np.full((1, 1), 3))
     others = [name for name, _ in controls(np.ones((1, 1, len(A_BITS))), some, 3, random)]
     return [*SEARCHES, *EQUAL, *others, *UNIFORM]
+
+
+def sources(names: Sequence[str] | None = None, random: int = RANDOM) -> set[str]:
+    """Searches whose policies the controls of these names, by default all, are made of."""
+    found = {f"{name} {seed}": source for name, source in PERMUTED.items() for seed in range(random)}
+    found |= {name: source for name, (source, _) in COLLAPSED.items()}
+    return {found[name] for name in (found if names is None else names) if name in found}
 
 
 def worst_error(pipe: DiffusionPipeline, trace: Trace, images: Sequence[int]) -> float:
@@ -81,9 +92,11 @@ def worst_error(pipe: DiffusionPipeline, trace: Trace, images: Sequence[int]) ->
 
 
 def front_share(result: SearchResult, worst: float) -> float:
-    """Hypervolume of a front in (average bits, error), as a share of the box up to MOST_BITS and `worst`."""
-    points = [(path.policy.average, path.error) for path in result.front]
-    return share_of_box(points, (min(A_BITS), 0.0), (MOST_BITS, worst))
+    """Hypervolume of a front in (average bits, error), as a share of the box up to MOST_BITS and `worst`. An
+    average below the box, which only searches with narrower widths reach, counts as at its edge."""
+    low = min(A_BITS)
+    points = [(max(low, path.policy.average), path.error) for path in result.front]
+    return share_of_box(points, (low, 0.0), (MOST_BITS, worst))
 
 
 def at_equal_calls(search: Callable[[int], SearchResult], calls: int) -> tuple[int, SearchResult]:
@@ -181,8 +194,10 @@ def compare(
                 beam, result = at_equal_calls(lambda m, n=narrow, b=budget: search(n, b, m), calls)
                 add_found(label, result, budget, beam)
         if set(todo) - {*SEARCHES, *EQUAL}:
-            known = ((PAPER, 4), ("lagrangian", None))
-            searched = {name: search(name, budget, beam).pick(budget).bits for name, beam in known}
+            searched = {
+                name: search(name, budget, 4 if name == PAPER else None).pick(budget).bits
+                for name in sources(todo, random)
+            }
             for label, bits in [*controls(carried, searched, budget, random), *uniform.items()]:
                 if label in todo:
                     add(label, Policy.of(trace, bits), budget, {})

@@ -30,11 +30,13 @@ CONTROLS = {  # in NAME-search-compare.csv, from none to one kind of freedom
     "static over time": "per layer only",
     "collapsed beam": "the beam's, without time",
     "collapsed": "Lagrangian, without time",
+    "collapsed, 2 to 8": "Lagrangian, 2 to 8 bits, without time",
     "paper": "the beam",
     "paper, equal calls": "the beam, at equal calls",
     "paper, ladder": "the beam, finer candidates",
     "paper, ladder, equal calls": "the same, at equal calls",
     "lagrangian": "Lagrangian",
+    "lagrangian, 2 to 8": "Lagrangian, 2 to 8 bits",
 }
 SEARCHES = ("paper", "lagrangian", "prices")  # held against them
 NUMBERED = r"^(random( beam)?) \d+$"  # policies of one kind, which count as one
@@ -70,7 +72,7 @@ class Ablation:
         if self.rows.empty:
             return self.rows
         rows = self.rows[(self.rows.part == part) & (self.rows.metric == "psnr") & self.rows.baseline.notna()]
-        if part in ("tau", "beam", "prompts"):  # "uniform 8": by kind, activation bits, number
+        if len(rows) and part in ("tau", "beam", "prompts"):  # "uniform 8": by kind, activation bits, number
             words = rows.setting.str.split(" ", n=1, expand=True)
             order = rows.assign(kind=words[0], number=words[1].astype(float))
             rows = order.sort_values(["kind", "a_bits", "number"], ascending=[False, True, True])
@@ -175,11 +177,13 @@ def picked(ablation: Ablation) -> pd.DataFrame:
 
 def policies(results: str | Path, name: str) -> pd.DataFrame:
     """The same of the policies of the benchmark's searched rows, NAME-policy-*.json, by method, widths and
-    budget: "adatsq W3, 3.1 bits"."""
+    budget: "adatsq W3, 3.1 bits". A policy with other widths than these is left out."""
     start, found = f"{Path(name).name}-policy-", {}
     for file in sorted(Path(results).glob(f"{start}*.json")):
         method, w_bits, budget = re.fullmatch(r"(.*)-w(\d)a([\d.]+)", file.stem[len(start) :]).groups()
         bits = Policy.load(file).bits
+        if not np.isin(bits, list(PAPER_SHARES)).all():
+            continue
         shares = {b: float((bits == b).mean()) for b in PAPER_SHARES}
         found[ORDER.index(method), w_bits, f"{method} W{w_bits}, {budget} bits"] = shares
     table = pd.DataFrame.from_dict({key[-1]: found[key] for key in sorted(found)}, orient="index")

@@ -9,6 +9,21 @@ from adatsq.rows import SEARCHED
 from adatsq.tables import Scores
 from adatsq.tables_paper import bits
 
+SHOWN = (  # methods whose seconds and memory the page shows
+    "rtn+search",
+    "q-dit",
+    "svdquant",
+    "svdquant+small-rank",
+    "hadamard+gptq",
+    "hadamard+gptq+search",
+    "hadamard+gptq+lagrangian",
+    "hadamard+gptq+prices",
+    "hadamard+gptq+widths",
+    "adatsq-weights",
+    "adatsq",
+    "adatsq+ladder",
+    "adatsq+lagrangian",
+)
 COSTS = {
     "record_s": "record, s",
     "fisher_s": "Fisher, s",

@@ -144,6 +144,7 @@ def others(scores: Scores) -> pd.DataFrame:
             "bits per weight, as stored": scores.value(name, "effective_w_bits"),
             "with 16-bit scales": scores.value(name, "effective_w_bits_16_bit_scales"),
             "activation bits": scores.value(name, "average_bits"),
+            "pictures": f"{rows.n[rows.name == name].iloc[0]:.0f}",
             "total": scores.value(name),
             "PSNR, dB": scores.value(name, "psnr"),
             "total minus FP": signed(difference(scores, name, "fp")),

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from adatsq.controls import A_BITS, COLLAPSED, PERMUTED, controls, over_time
+from adatsq.controls import A_BITS, COLLAPSED, MORE_BITS, PERMUTED, controls, over_time
 
 
 @pytest.fixture
 def searched():
     draw = np.random.default_rng(0).choice
-    return {
+    found = {
         name: draw(A_BITS, (8, 6), p=shares)
         for name, shares in {"lagrangian": (0.7, 0.2, 0.1), "paper": (0.8, 0.1, 0.1)}.items()
     }
+    return {**found, "lagrangian, 2 to 8": draw(MORE_BITS, (8, 6))}
 
 
 @pytest.fixture
@@ -32,7 +33,8 @@ def named(carried, searched, budget, random=3) -> dict:
 @pytest.mark.parametrize("budget", [3.1, 3.6, 4.0])
 def test_each_has_the_freedom_that_its_name_says(carried, searched, budget):
     found = named(carried, searched, budget)
-    assert all(bits.shape == (8, 6) and np.isin(bits, A_BITS).all() for bits in found.values())
+    assert all(bits.shape == (8, 6) and np.isin(bits, MORE_BITS).all() for bits in found.values())
+    assert all(np.isin(bits, A_BITS).all() for name, bits in found.items() if "2 to 8" not in name)
     for name in ("static over time", *COLLAPSED):
         assert (found[name] == found[name][0]).all()
     assert (found["same for all layers"] == found["same for all layers"][:, :1]).all()

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from adatsq.error_kinds import kinds_of_error
+from adatsq.allocation import allocate
+from adatsq.error_kinds import every_kind, kinds_of_error
 from adatsq.fisher import temporal_fisher
 from adatsq.lagrangian import follow, lagrangian_search, search_policies
-from adatsq.policy import act_layers, apply
+from adatsq.policy import Policy, act_layers, apply
 from adatsq.recipes import quantize
 from adatsq.trace import record
 
@@ -51,6 +52,24 @@ def test_the_budget_is_met_and_the_front_is_monotone(run):
     assert list(bits) == sorted(bits) and list(errors) == sorted(errors, reverse=True)
     for budget in budgets:
         assert result.pick(budget).average <= budget + 1e-9
+
+
+def test_the_policy_that_ends_nearest_is_kept(run):
+    """One per budget; the distance is that of the pipeline's own last latents."""
+    pipe, trace, fisher = run
+    options = {"budget": 3.6, "a_bits": (2, 3, 4, 6, 8), "progress": False}
+    (kept,) = lagrangian_search(pipe, trace, fisher, at_end=True, **options).front
+    scores = every_kind(pipe, trace, fisher, options["a_bits"], [0, 1], progress=False)
+    ends = {}
+    for name, errors in scores.items():
+        applied = apply(pipe, Policy.of(trace, allocate(errors, options["a_bits"], 3.6)))
+        generators = [torch.Generator().manual_seed(seed) for seed in trace.seeds]
+        settings = {**trace.settings, "output_type": "latent"}
+        latents = pipe(trace.prompts, generator=generators, **settings)[0]
+        applied.remove()
+        ends[f"{name} 3.6"] = (latents.double() - trace.latents[-1]).square().mean().item()
+    assert ends[kept.candidates[0]] == pytest.approx(min(ends.values()), rel=1e-6)
+    assert len(set(ends.values())) > 1
 
 
 def test_a_budget_of_multiplications(run):

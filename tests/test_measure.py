@@ -114,12 +114,15 @@ def test_missing_rows_are_listed_and_nothing_runs(tmp_path, monkeypatch, capsys)
 
     said = lines()
     assert list(said) == [f"m {job}" for job in measure.JOBS]
-    assert said["m benchmark"].startswith(
-        "62 missing: fp; rtn W4A4;"
-    )  # 17 methods at two widths, 7 searched at three budgets, 3 at two
-    assert said["m search"].startswith(
-        "116 missing: paper at 3.1;"
-    )  # 5 searches, 2 wider, 51 controls, two budgets
+    assert said["m benchmark"].startswith("64 missing, about ")
+    assert (
+        "s on one H200: fp; rtn W4A4;" in said["m benchmark"]
+    )  # 17 methods at two widths, 7 searched at three budgets, 4 at two
+    extra = {job for job, line in said.items() if "missing, extra" in line}
+    assert extra == {"m ablation-w3", "m ablation-w4", "m sweep"}  # not the paper's model
+    assert (
+        said["m search"].startswith("122 missing, ") and ": paper at 3.1;" in said["m search"]
+    )  # 7 searches, 2 wider, 52 controls, two budgets
     assert said["m ablation-w3"].endswith(
         "runs of 4 steps; runs of 10 steps"
     )  # none longer than the model's own
@@ -132,56 +135,112 @@ def test_missing_rows_are_listed_and_nothing_runs(tmp_path, monkeypatch, capsys)
         for job in said
         if job != "m costs"
     }
-    assert (said["m costs"], again["m costs"]) == ("whole", "2 missing: rtn W4A4; adatsq W3A3.1")
+    assert said["m costs"] == "whole"  # round-to-nearest is not in the table of costs
+    assert again["m costs"].startswith("1 missing") and again["m costs"].endswith(": adatsq W3A3.1")
     assert gone["m benchmark"] == {"fp", "rtn W4A4", "adatsq W3A3.1"} and gone["m peers"] == {"hqq W4A16"}
     rows = {"search": ["paper", "lagrangian"], "w_bits": 3, "budget": 3.1, "n": [32, 8]}
     pd.DataFrame(rows).to_csv(out / "m-search-compare.csv", index=False)
-    assert lines()["m search"].startswith(
-        "115 missing: paper, ladder at 3.1; lagrangian at 3.1;"
-    )  # 8 are too few
+    few = lines()["m search"]  # 8 pictures are too few
+    assert few.startswith("121 missing") and ": paper, ladder at 3.1; lagrangian at 3.1;" in few
     run = {"part": "run", "setting": "X: 10 steps, 8 calibration, 8 held out", "w_bits": 16, "a_bits": 16.0}
     pd.DataFrame([run]).to_csv(out / "m-ablation.csv", index=False)
     assert "to be deleted before a larger run" in lines()["m ablation-w4"]
 
 
-@pytest.mark.parametrize(("options", "alone"), [([], ["x benchmark"]), (["--side-by-side"], [])])
-def test_side_by_side_records_no_seconds(options, alone, monkeypatch, tmp_path):
-    """Which commands run alone, and which are told that they do not."""
-    ran = []
-    monkeypatch.setattr(measure, "run", lambda chains, *rest: ran.append(chains) or [])
-    monkeypatch.setattr(measure.signal, "signal", lambda *args: None)
-    jobs = ["--jobs", "peers", "benchmark", "search"]
-    monkeypatch.setattr(sys, "argv", ["measure", "--models", "x", "y", *jobs, *options])
-    measure.main()
-    first, (chain, other), last = ran
-    assert last == [[]]
-    assert [name for name, _ in first[0]][:1] == alone and not any("--shared" in c for _, c in first[0])
-    names = [name for name, _ in chain]
-    assert names == [f"x {job}" for job in ("peers", "benchmark", "search") if f"x {job}" not in alone]
-    assert [name.replace("x", "y") for name in names] == [name for name, _ in other]
-    assert {name for name, command in chain if "--shared" in command} == set(names) - {"x search"}
+@pytest.fixture
+def phases(monkeypatch):
+    """phases(*options) -> (chains, most at once) of the three phases. Nothing is run; of models x and y
+    all rows are missing, but for the jobs in `whole`."""
+
+    def of(*options, whole=()):
+        ran = []
+        monkeypatch.setattr(
+            measure, "run", lambda chains, *_, **how: ran.append((chains, how.get("at_once"))) or []
+        )
+        monkeypatch.setattr(
+            measure, "lacking", lambda model, out, job: [] if f"{model.name} {job}" in whole else ["row"]
+        )
+        monkeypatch.setattr(measure, "cuda_devices", lambda: ["0", "1"])
+        monkeypatch.setattr(measure.signal, "signal", lambda *args: None)
+        monkeypatch.setattr(sys, "argv", ["measure", "--models", "x", "y", *options])
+        measure.main()
+        return ran[:3]
+
+    return of
 
 
-def test_costs_are_measured_last_and_never_beside_others(monkeypatch):
-    ran = []
-    monkeypatch.setattr(measure, "run", lambda chains, *rest: ran.append(chains) or [])
-    monkeypatch.setattr(measure.signal, "signal", lambda *args: None)
-    jobs = ["--jobs", "costs", "benchmark", "--side-by-side"]
-    monkeypatch.setattr(sys, "argv", ["measure", "--models", "x", "y", *jobs])
-    measure.main()
-    first, chains, last = ran
-    assert first == [[]] and [[name for name, _ in chain] for chain in chains] == [
-        ["x benchmark"],
-        ["y benchmark"],
+def names(chains):
+    return [[name for name, _ in chain] for chain in chains]
+
+
+def test_jobs_that_write_the_same_files_are_one_chain(phases):
+    (first, one), (beside, many), (last, alone) = phases()
+    assert names(first) == [["x benchmark"], ["y benchmark"]]  # each alone on a device
+    assert (one, many, alone) == (2, 8, 2)
+    assert names(beside) == [
+        ["x peers"],
+        ["y peers"],
+        ["x search"],
+        ["y search"],
+        ["x ablation-w3", "x ablation-w4"],
+        ["y ablation-w3", "y ablation-w4"],
+        ["x sweep"],
+        ["y sweep"],
     ]
-    ((one, two),) = last
-    assert (one[0], two[0]) == ("x costs", "y costs") and "--shared" not in [*one[1], *two[1]]
+    assert names(last) == [["x costs"], ["y costs"]]
+    told = {name for chain in (*first, *beside, *last) for name, line in chain if "--shared" in line}
+    assert told == {"x peers", "y peers"}
 
 
+def test_side_by_side_records_no_seconds(phases):
+    (first, _), (beside, _), _ = phases("--side-by-side", "--jobs", "peers", "benchmark", "search")
+    assert first == [] and names(beside)[:2] == [["x peers", "x benchmark"], ["y peers", "y benchmark"]]
+    assert all("--shared" in line for chain in beside[:2] for _, line in chain)
+
+
+def test_what_lacks_no_row_is_not_started(phases):
+    """But for the costs: what they lack depends on the device that they are on."""
+    (first, _), (beside, _), (last, _) = phases(
+        "--jobs", "benchmark", "search", "costs", whole=("x benchmark", "y search", "x costs")
+    )
+    assert [names(first), names(beside)] == [[["y benchmark"]], [["x search"]]]
+    assert names(last) == [["x costs"], ["y costs"]]
+
+
+def test_for_tables_leaves_out_the_rest(phases):
+    _, (beside, _), _ = phases("--for-tables")
+    assert names(beside) == [["x peers"], ["y peers"], ["x search"], ["y search"]]
+    assert measure.for_tables("flux-dev-mini", "ablation-w3")
+    assert not measure.for_tables("flux-dev-mini", "ablation-w4")
+
+
+def test_chains_are_spread_over_the_devices(tmp_path):
+    note = "import os, time; time.sleep(1); open({!r}, 'a').write(os.environ['CUDA_VISIBLE_DEVICES'])"
+    chains = [[(f"m {i}", python(note.format(str(tmp_path / "seen"))))] for i in range(4)]
+    assert measure.run(chains, tmp_path / "logs", say=lambda text: None, devices=("0", "1")) == []
+    assert sorted((tmp_path / "seen").read_text()) == ["0", "0", "1", "1"]
+
+
+def test_tables_are_made_of_rows_that_are_newer(tmp_path):
+    """Also of a benchmark that the clock ended before it came to that."""
+    row = {"model": "m", "method": "fp", "w_bits": 16, "a_bits": 16.0}
+    image = {**row, "prompt": 0, "picture": 0, "category": "one", "passed": 1, "psnr": 100.0, "ssim": 1.0}
+    pd.DataFrame([image]).to_csv(tmp_path / "m-images.csv", index=False)
+    pd.DataFrame([{**row, "commit": "c", "device": "d"}]).to_csv(tmp_path / "m-facts.csv", index=False)
+    models = [Path("data/models/m"), Path("data/models/none")]
+    assert measure.make_tables(models, tmp_path, tmp_path / "logs") == []
+    assert pd.read_csv(tmp_path / "m.csv").metric.tolist() == ["one", "total"]
+    before = (tmp_path / "m.csv").stat().st_mtime_ns
+    measure.make_tables(models, tmp_path, tmp_path / "logs")
+    assert (tmp_path / "m.csv").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("job", measure.JOBS)
-def test_every_job_is_a_command_that_takes_these_arguments(job, monkeypatch, capsys):
+def test_every_job_is_a_command_that_takes_these_arguments(job, quick, monkeypatch, capsys):
     """Each command's own parser knows all of the line but the last word, which nobody knows."""
-    ((name, command),) = measure.commands(Path("data/models/x"), Path("out"), [job], "abc", shared=True)
+    place = Path("data/models/x"), Path("out")
+    ((name, command),) = measure.commands(*place, [job], "abc", shared=True, quick=quick)
     assert name == f"x {job}"
     module = importlib.import_module(command[2])
     monkeypatch.setattr(sys, "argv", [command[2], *command[3:], "--nonsense"])

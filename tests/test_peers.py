@@ -52,6 +52,21 @@ def test_library_runs_and_is_near_full_precision(quantized, method, w_bits, a_bi
     assert facts["effective_w_bits"] < (32 if method == "bnb-nf4" else 14)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("method", "w_bits", "a_bits"), ROWS)
+def test_weights_are_integers_on_a_gpu_too(family_folders, method, w_bits, a_bits):
+    """bitsandbytes leaves what is on the GPU already for its first call, and stores it as it was."""
+    installed(method)
+    pipe = adatsq.load_pipeline(family_folders("flux"), device="cuda")
+    layers = quantizable(pipe.transformer)
+    trace = adatsq.record(pipe, ["a red circle"], 2, progress=False)
+    rest = stored.kept(pipe.transformer, layers)
+    peers.PEERS[method].quantize(pipe, layers, w_bits, a_bits, lambda: trace)
+    facts = stored.size(pipe.transformer, layers, rest)
+    assert facts["effective_w_bits_16_bit_scales"] < (32 if method == "bnb-nf4" else 14)
+
+
 @pytest.mark.parametrize("method", peers.PEERS)
 def test_only_the_blocks_linears_change(quantized, method):
     installed(method)

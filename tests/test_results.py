@@ -101,6 +101,22 @@ def test_a_row_that_was_ended_between_its_files_is_left_out(paired, tmp_path):
     assert "adatsq" not in {*pairs.method, *pairs.baseline}
 
 
+def test_a_row_of_fewer_pictures_is_held_against_the_first_ones(tmp_path):
+    """Four prompts, four pictures each; another library drew the first picture alone."""
+    random, parts = np.random.default_rng(0), {}
+    for key, pictures in ((("m", "fp", 16, 16.0), 4), (("m", "quanto", 4, 16.0), 1)):
+        row = pd.DataFrame([key] * 4 * pictures, columns=KEY)
+        row = row.assign(prompt=np.repeat(range(4), pictures), picture=np.tile(range(pictures), 4))
+        row = row.assign(category="c", passed=random.integers(0, 2, len(row)), psnr=20.0, ssim=0.5)
+        parts[key[1]] = row
+    images = pd.concat(parts.values())
+    images.to_csv(tmp_path / "m-images.csv", index=False)
+    images[KEY].drop_duplicates().assign(commit="c", device="d").to_csv(tmp_path / "m-facts.csv", index=False)
+    found = tidy_tables(tmp_path / "m")[1].set_index("metric").loc["total"]
+    first = parts["fp"].passed[parts["fp"].picture == 0]
+    assert found.value == pytest.approx(parts["quanto"].passed.mean() - first.mean()) and found.n == 4
+
+
 def test_rules_name_methods():
     assert {*EVERY, *BASES, *(base for bases in BASES.values() for base in bases)} <= set(ORDER)
 

@@ -27,7 +27,7 @@ def traces(tiny_pipe):
 def test_searches_and_controls_at_the_same_bits(tiny_pipe, traces, tmp_path):
     table = compare(tiny_pipe, *traces, 4, [BUDGET], tmp_path / "tiny", random=2, progress=False)
     pictures = pd.read_csv(tmp_path / "tiny-search-compare-pictures.csv")
-    assert len(table) == len(SEARCHES) + len(EQUAL) + 4 + 8 + 3 and len(pictures) == 4 * len(table)
+    assert len(table) == len(SEARCHES) + len(EQUAL) + 4 + 9 + 3 and len(pictures) == 4 * len(table)
     assert list(table)[: len(COLUMNS)] == COLUMNS and set(table.model) == {"tiny"}
     inside = ~table.search.str.contains("uniform|flops|quarter")
     assert (table.average_bits[inside] <= BUDGET + 1e-5).all()
@@ -39,7 +39,7 @@ def test_searches_and_controls_at_the_same_bits(tiny_pipe, traces, tmp_path):
         by_prompt = (gains[:2].to_numpy() + gains[2:].to_numpy()) / 2  # two pictures of each prompt
         assert row.gain_se == pytest.approx(by_prompt.std(ddof=1) / 2**0.5, abs=1e-4)
     found = table.set_index("search")
-    assert found.hypervolume[list(SEARCHES)].between(0, 1).all() and found.hypervolume.count() == 7
+    assert found.hypervolume[list(SEARCHES)].between(0, 1).all() and found.hypervolume.count() == 9
     for wide, narrow in EQUAL.items():
         assert found.calls[wide] >= found.calls[narrow] and found.beam[wide] >= found.beam[narrow] == 4
 

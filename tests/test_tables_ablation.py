@@ -66,6 +66,12 @@ def test_differences_are_in_order_and_at_one_width(found):
     assert len(found.rows) == 7  # without the row of 4 bits
 
 
+@pytest.mark.parametrize("part", ["2x2", "tau", "beam", "shares", "prompts", "loss"])
+def test_a_part_that_a_run_did_not_come_to_is_empty(found, part):
+    rest = replace(found, rows=found.rows[found.rows.part == "picked"])
+    assert rest.differences(part).empty and rest.settings(part).empty and rest.values(part, "psnr").empty
+
+
 def test_random_policies_count_as_their_mean(found):
     rows = found.over_controls("paper", 3.6).set_index("control")
     assert rows.at["random", "value"] == 9  # 30 - 21 and 32 - 23

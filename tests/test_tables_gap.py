@@ -48,12 +48,26 @@ def test_a_gap_of_nothing_has_no_share():
 
 @pytest.mark.parametrize(
     ("decibels", "said"),
-    [(6.0, "the aim is met"), (1.0, "the aim is not met"), (-2.0, "widens the gap by 58%")],
+    [
+        (6.0, "the aim is met by `lagrangian` (+75%)"),
+        (1.0, "the aim is not met by `lagrangian` (+21%)"),
+        (-2.0, "the aim is not met by `lagrangian` (-58%)"),
+    ],
 )
 def test_the_words_follow_the_numbers(decibels, said):
     ((line),) = tables_gap.sentences("m", pictures(uniform=[20.0] * 9, lagrangian=[20.0 + decibels] * 9))
-    assert said in line and line.startswith("m, from fixed 3 bits (20.00 dB): `lagrangian`")
-    assert ("is not met" in line) == (decibels < 3)
+    assert line == f"m, of the gap of fixed 3 bits: {said}"
+
+
+def test_a_row_says_what_it_spends_and_what_it_closes():
+    found = pictures(uniform=[20.0] * 9, lagrangian=[26.0] * 9, flops=[21.0] * 9)
+    searches = ["uniform 3", "lagrangian", "lagrangian, flops"]
+    spent = {"average_bits": [3, 3.1, 3.2], "flop_weighted_bits": [3, 3.25, 3.1], "budget": 3.1}
+    table = tables_gap.table(found, pd.DataFrame({"search": searches, **spent}))
+    assert list(table.index) == searches[1:]
+    assert list(table.loc["lagrangian"]) == ["3.100", "3.250", "26.00", "+75%<br><small>+75% to +75%</small>"]
+    assert table.columns[-1] == "fixed 3 bits, 20.00 dB" and table.weighted["lagrangian, flops"] == "3.100"
+    assert tables_gap.table(pd.DataFrame(), pd.DataFrame()).empty
 
 
 def test_an_interval_over_the_aim_decides_nothing():

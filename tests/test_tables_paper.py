@@ -161,6 +161,7 @@ def test_other_libraries_are_no_methods_of_the_paper(scores):
     row = scores.table[scores.table.name == "q-dit W4A4"].assign(method="quanto", name="quanto W4A16")
     more = tables.Scores(pd.concat([scores.table, row]), scores.paired)
     assert tables_paper.others(more).at["quanto W4A16", "total"] == TOTALS["q-dit"]
+    assert tables_paper.others(more).at["quanto W4A16", "pictures"] == f"{row.n.iloc[0]:.0f}"
     assert "quanto W4A16" not in tables_paper.bits(more).index
 
 

@@ -22,7 +22,8 @@ def int8(pipe, layers, w_bits: int, a_bits: int, trace) -> None:
 
     for layer in layers:
         linear = pipe.transformer.get_submodule(layer.name)
-        weight = library.nn.Int8Params(linear.weight.detach(), requires_grad=False, has_fp16_weights=False)
+        values = linear.weight.detach().cpu()  # it quantizes what it moves from the CPU, and nothing else
+        weight = library.nn.Int8Params(values, requires_grad=False, has_fp16_weights=False)
         options = {"bias": linear.bias is not None, "has_fp16_weights": False, "threshold": 6.0}
         module = library.nn.Linear8bitLt(linear.in_features, linear.out_features, **options)
         replace(pipe.transformer, layer.name, _filled(module, weight, linear))
