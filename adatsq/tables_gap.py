@@ -169,9 +169,9 @@ def table(pictures: pd.DataFrame, compared: pd.DataFrame, budget: float = 3.1) -
             "weighted": f"{facts.flop_weighted_bits[search]:.3f}",
             "PSNR, dB": f"{group.psnr.iloc[0]:.2f}",
         }
-        for gap in group.itertuples():
+        for start, gap in zip(group["from"], group.itertuples()):
             share = f"{gap.value:+.0%}<br><small>{gap.ci_low:+.0%} to {gap.ci_high:+.0%}</small>"
-            row[f"{gap[1]}, {gap.psnr_before:.2f} dB"] = share
+            row[f"{start}, {gap.psnr_before:.2f} dB"] = share
         found[search] = row
     return pd.DataFrame.from_dict(found, orient="index").fillna("")
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from adatsq.cuda import benchmark, steps
+from adatsq.cuda import benchmark, kernel_times, steps
 from adatsq.cuda.full_size_models import MODELS, build
 from adatsq.models import quantizable
 from adatsq.peers.steps import PEERS, Peer
@@ -66,7 +66,7 @@ def test_what_hopper_cannot_run_is_a_row(tmp_path):
     ],
 )
 def test_kernels_have_a_kind(kernel, kind):
-    assert steps.kind_of(kernel) == kind
+    assert kernel_times.kind_of(kernel) == kind
 
 
 def test_an_unknown_method_or_model_is_named(tmp_path, capsys):

@@ -7,7 +7,7 @@
     prologue      what comes before the rounding, in the same pass: an activation function
     sharing       one rounding for linears that read the same activations
     products      integers times integers, then the scales (`products_kernel`)
-                  (`few_rows_kernel`, `few_rows_table`: few rows times weights that alone are quantised)
+                  (`few_rows_kernel`, `few_rows_table`: few rows times weights that alone are quantized)
     linear        `PackedLinear`, all of it together as one operator that torch.compile keeps whole
     fusing        feed-forwards that leave their activation function to such a prologue
     accelerate    a quantized pipeline on packed weights

@@ -2,7 +2,7 @@
 
 The transformer has the published configuration (`adatsq.sizes`), and so has the image autoencoder. Text
 encoders are of the right classes and widths but one or two layers deep, and Wan's autoencoder is narrow: none
-of them is quantised, and the transformer is given the very shapes that the real ones give it. Weights are as
+of them is quantized, and the transformer is given the very shapes that the real ones give it. Weights are as
 each class initialises them, drawn on the device in bfloat16, so that activations stay finite.
 """
 

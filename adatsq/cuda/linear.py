@@ -18,7 +18,7 @@ from adatsq.integer import qmax
 from adatsq.linear import QuantLinear
 from adatsq.rotation import rotate
 
-FEW = 16  # rows, up to which a product with weights alone quantised reads them as they are
+FEW = 16  # rows, up to which a product with weights alone quantized reads them as they are
 OPERATOR = "adatsq::packed_linear"
 
 

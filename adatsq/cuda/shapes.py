@@ -26,7 +26,7 @@ SHAPES = (
     Shape("Wan 1.3B ff in", 32760, 1536, 8960),
     Shape("Wan 1.3B ff out", 32760, 8960, 1536),
 )
-# A modulation linear of a double block: a row per image, weights alone quantised, in groups.
+# A modulation linear of a double block: a row per image, weights alone quantized, in groups.
 MODULATION = Shape("Flux modulation", 1, 3072, 18432)
 # What the same code runs in a second on a CPU.
 TINY_MODULATION = Shape("tiny modulation", 1, 128, 48)

@@ -6,8 +6,8 @@ python -m adatsq.cuda.benchmark --steps --cpu --eager       in small, on plain t
 The transformer is at its full size with random weights (`full_size_models`), all blocks of it. A row is
 written as soon as it is measured; a library that is missing or fails is a row that says why. mode: "graph" is
 compiled, and the call a CUDA graph. error: of the answer, relative to bfloat16; weight_bytes: of all tensors
-there; peak_bytes: these and what a step needs; tops: operations of the quantised linears alone
-over the whole step, so that it is a lower bound. --profile: milliseconds by kind of kernel.
+there; peak_bytes: these and what a step needs; tops: operations of the quantized linears alone over the whole
+step, so that it is a lower bound. --profile: milliseconds by kind of kernel (`kernel_times`).
 """
 
 import argparse
@@ -26,6 +26,7 @@ import adatsq
 from adatsq.call import layer_inputs
 from adatsq.cuda import devices, graphs, packing
 from adatsq.cuda.full_size_models import build
+from adatsq.cuda.kernel_times import kernel_ms
 from adatsq.cuda.measuring import Rows, tensor_bytes, versions
 from adatsq.cuda.timing import milliseconds
 from adatsq.models import quantizable
@@ -102,7 +103,7 @@ def answer(transformer: nn.Module, arguments: dict) -> Tensor:
 
 
 def linear_operations(transformer: nn.Module, arguments: dict) -> int:
-    """2 * rows * in * out, over the linears whose activations are quantised."""
+    """2 * rows * in * out, over the linears whose activations are quantized."""
     sizes = {layer.name: layer.out_features for layer in quantizable(transformer) if layer.role == "act"}
     found = []
     with layer_inputs(transformer, list(sizes), lambda name, x: found.append(2 * x.numel() * sizes[name])):
@@ -139,7 +140,7 @@ class Steps:
     def ours(self, w_bits: int, way: str = "") -> None:
         """Hadamard rotation, rounded to nearest: what GPTQ finds has the same form and costs the same.
 
-        Modulation linears have the same bits in their weights, all other weights that are quantised too.
+        Modulation linears have the same bits in their weights, all other weights that are quantized too.
         way: one of WAYS.
         """
         method, options = WAYS[way]
@@ -235,43 +236,6 @@ class Steps:
 
 
 # What stands in a kernel's name, in the order in which it is looked for. All else is elementwise, or small.
-KINDS = {
-    "attention": ("sdpa", "attention", "flash", "fmha"),
-    "unpack": ("_unpack",),
-    "round": ("_quantize_rows", "rotate_rows"),
-    "linear": ("nvjet", "gemm", "cutlass", "multiply_", "gemv", "splitK", "matmul", "kernel_int8"),
-}
-
-
-def kind_of(kernel: str) -> str:
-    """attention, unpack, round, linear or rest. A fused kernel of inductor names all that it does."""
-    if kernel.startswith("triton_"):
-        return "rest"
-    return next((kind for kind, parts in KINDS.items() if any(p in kernel for p in parts)), "rest")
-
-
-def kernel_ms(call: Callable, device: torch.device) -> dict[str, float]:
-    """Milliseconds of the kernels of a call, all of them and by kind; prints those that take longest.
-
-    If all are far below the time of the call, the device waits for the CPU to launch them.
-    """
-    activity = torch.profiler.ProfilerActivity
-    activities = [activity.CPU, *([activity.CUDA] if device.type == "cuda" else [])]
-    with torch.profiler.profile(activities=activities) as profile:
-        call()
-    events, of = profile.key_averages(), "device" if device.type == "cuda" else "cpu"
-    if device.type == "cuda":  # operators of torch have the times of their kernels too
-        events = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
-    times = {event.key: getattr(event, f"self_{of}_time_total") / 1000 for event in events}
-    calls = {event.key: event.count for event in events}
-    for name in sorted(times, key=times.get, reverse=True)[:20]:
-        print(f"{times[name]:9.3f} ms {calls[name]:6d} x {name[:90]}", flush=True)
-    kinds = {f"{kind}_ms": 0.0 for kind in (*KINDS, "rest")}
-    for name, ms in times.items():
-        kinds[f"{kind_of(name)}_ms"] += ms
-    return {"kernel_ms": sum(times.values()), **kinds}
-
-
 def with_gains(table: pd.DataFrame) -> pd.DataFrame:
     """gain: how many times as fast as bfloat16 of the same model, device and mode."""
     plain = table[table["method"] == "bf16"].set_index(["model", "device", "mode"])

@@ -2,7 +2,7 @@
 
 Those that `adatsq.peers` has too are called through it. gemlite is no requirement, not even of the extra
 "peers": it cannot be imported without a driver of NVIDIA's. Modulation linears see one row per image: they
-are quantised in their weights alone, or left as they are.
+are quantized in their weights alone, or left as they are.
 """
 
 import importlib
