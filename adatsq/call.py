@@ -11,11 +11,11 @@ out. The one rule that knows a family is in `arguments.has_rows`.
 """
 
 import copy
-import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial, wraps
 
 import numpy as np
 import torch
@@ -93,7 +93,7 @@ def watching(
     calls: list[tuple[dict, tuple]] = []
     scheduler, step = pipe.scheduler, pipe.scheduler.step
 
-    @functools.wraps(step)  # pipelines look at its signature
+    @wraps(step)  # pipelines look at its signature
     def announced(*args, **kwargs):
         before(calls, dict(inspect.signature(step).bind(*args, **kwargs).arguments))
         calls.clear()
@@ -221,11 +221,16 @@ def layer_inputs(
     transformer: nn.Module, names: Sequence[str], callback: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
     """While open, callback(name, x) gets each named layer's input before it runs. No hook outlives it."""
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict, name: str) -> None:
+        rows = getattr(module, "activations_of", None)  # of a layer that makes some of them itself
+        callback(name, args[0] if rows is None else rows(*args, **kwargs))
+
     handles = []
     try:
         for name in names:
-            hook = lambda module, args, name=name: callback(name, args[0])  # noqa: E731
-            handles.append(transformer.get_submodule(name).register_forward_pre_hook(hook))
+            module = transformer.get_submodule(name)
+            handles.append(module.register_forward_pre_hook(partial(hook, name=name), with_kwargs=True))
         yield
     finally:
         for handle in handles:

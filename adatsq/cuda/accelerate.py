@@ -14,7 +14,7 @@ def accelerate(
     fast_accumulation: bool = False,
     verbose: bool = True,
     graphs: bool = False,
-    fuse: bool = False,
+    fuse: bool = True,
 ) -> DiffusionPipeline:
     """Replace the `QuantLinear`s of pipe.transformer by `PackedLinear`s, in place, and return the pipeline.
 
@@ -23,11 +23,11 @@ def accelerate(
     `adatsq.save`, `pipe.to(...)`, offloading. The layers are packed one by one where they are, so that memory
     falls from the first on. Without CUDA the same is computed in plain torch.
 
-    fast_accumulation: FP8 products in the tensor cores' fast mode, about 10% faster, whose sums are cut off
-    to 14 bits (`exact`). verbose: print what this device uses, and why. graphs: record each call of the
-    transformer as a CUDA graph (`graphs`), which pays from the second picture on. fuse: compute activation
-    functions of feed-forwards while the next linear's input is rounded (`fusing`); hooks on these linears
-    then see inputs that the function has not been applied to yet.
+    fast_accumulation: FP8 products in the tensor cores' fast mode also where that may not be exact: its sums
+    are cut off to 14 bits (`exact`). verbose: print what this device uses, and why. graphs: record each call
+    of the transformer as a CUDA graph (`graphs`), which pays from the second picture on. fuse: compute
+    activation functions of feed-forwards while the next linear's input is rounded (`fusing`); hooks on these
+    linears then see what the function is to be applied to (`PackedLinear.activations_of` does).
 
     Raises ValueError if the pipeline is not quantized.
     """

@@ -30,6 +30,7 @@ from adatsq.files import write_text
 from adatsq.replacement import MODULATION_GROUP
 from adatsq.scheme import Scheme, quantized
 
+MODES = ("eager", "compiled", "graph")  # of whole steps; the last is compiled, and its call a CUDA graph
 CASES = ((4, 4), (3, 3), (3, 4), (4, 8), (8, 8))  # weight and activation bits
 
 
@@ -194,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     models = ("flux-dev", "z-image", "wan2.1-1.3b")
     parser.add_argument("--model", default=models[0], choices=models, help="of --steps")
     parser.add_argument("--repeats", type=int, default=10, help="of --steps: the median of so many is taken")
-    parser.add_argument("--eager", action="store_true", help="of --steps: without torch.compile")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="of --steps")
     parser.add_argument("--profile", action="store_true", help="of --steps: the kernels that take longest")
     parser.add_argument("--commit", help="recorded with each row; by default what git says")
     parser.add_argument("--output", type=Path, help="by default data/results/cuda-{shapes,steps}.csv")

@@ -116,6 +116,10 @@ class PackedLinear(QuantLinear):
         """The planes as a saved file has them (`adatsq.packing.pack`)."""
         return packing.trimmed(self.planes, (self.out_features, self.in_features))
 
+    def activations_of(self, x: Tensor, second: Tensor | None = None, prologue: str = NONE) -> Tensor:
+        """What `forward` multiplies by the weights: all that it was given, and x alone without a prologue."""
+        return rows_of(prologue, x, second)
+
     def forward(self, x: Tensor, second: Tensor | None = None, prologue: str = NONE) -> Tensor:
         """x (..., in) -> (..., out), in x's dtype. NaN and infinity are found at the end of the transformer's
         call (`check_finite`). second, prologue: what makes the activations of x (`prologue.rows_of`)."""

@@ -20,7 +20,7 @@ from adatsq.rotation import block_size
 SOURCE = Path(__file__).with_suffix(".cu")
 MOST_EACH = 40  # values of a row that a thread holds in registers
 MOST_BLOCK = 4096
-LOW = 256  # 64, 128 or 256: values of a block among which lanes of a warp exchange
+LOW = 64  # 64, 128 or 256: values of a block among which lanes of a warp exchange
 
 
 def low_of(block: int) -> int:

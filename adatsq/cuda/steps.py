@@ -1,7 +1,7 @@
 """One denoising step of a whole transformer: bfloat16, ours and other libraries, same inputs, one run.
 
 python -m adatsq.cuda.benchmark --steps --model flux-dev    on the GPU; writes data/results/cuda-steps.csv
-python -m adatsq.cuda.benchmark --steps --cpu --eager       in small, on plain torch: that it runs
+python -m adatsq.cuda.benchmark --steps --cpu --modes eager  in small, on plain torch: that it runs
 
 The transformer is at its full size with random weights (`full_size_models`), all blocks of it. A row is
 written as soon as it is measured; a library that is missing or fails is a row that says why. mode: "graph" is
@@ -36,7 +36,7 @@ from adatsq.peers.steps import NOT_HERE, PEERS, Peer
 WAYS = {
     "": ("adatsq", {}),
     " fast": ("adatsq fast sums", {"fast_accumulation": True}),
-    " fused": ("adatsq fused", {"fuse": True}),
+    " unfused": ("adatsq unfused", {"fuse": False}),
 }
 OURS = {4: (4, 8), 3: (3, 4)}  # w_bits: activation bits, all on the same packed weights
 SHOWN = [
@@ -163,9 +163,9 @@ class Steps:
         self.attempt(of, lambda module: peer.quantize(module, self.layers))
 
     def attempt(self, of: dict, quantize: Callable, a_bits: tuple[int, ...] = ()) -> None:
-        """Rows of one method, eager and compiled, or one that says what went wrong."""
+        """Rows of one method, one for each mode, or one that says what went wrong."""
         torch._dynamo.reset()
-        module, mode = None, "eager"
+        module, mode, compiled = None, self.modes[0], False
         try:
             start = time.perf_counter()
             module = copy.deepcopy(self.base)
@@ -175,9 +175,10 @@ class Steps:
             of = {**of, "quantize_s": time.perf_counter() - start}
             for mode in self.modes:
                 start = time.perf_counter()
-                if mode == "compiled":
+                if mode != "eager" and not compiled:
                     module.compile_repeated_blocks()
-                if mode == "graph":  # of what was compiled before
+                    compiled = True
+                if mode == "graph":
                     graphs.record_calls(module)
                 answer(module, self.arguments)
                 if mode == "graph" and not all(module._adatsq_graphs.recorded.values()):
@@ -265,8 +266,7 @@ def run(options: argparse.Namespace, device: torch.device) -> pd.DataFrame:
     name = f"{options.model}{'-tiny' if options.cpu else ''}, random weights"
     fixed = {"model": name, "seed": 0, "n": options.repeats, "failed": "", **versions(device, options.commit)}
     rows = Rows(options.output, fixed, keys=("model", "method", "w_bits", "a_bits", "mode", "device"))
-    modes = ("eager",) if options.eager else ("eager", "compiled", "graph")
-    steps = Steps(options.model, device, rows, options.cpu, options.repeats, modes, options.profile)
+    steps = Steps(options.model, device, rows, options.cpu, options.repeats, options.modes, options.profile)
     for name in chosen(options.only):
         start = time.perf_counter()
         if name == "bf16":
