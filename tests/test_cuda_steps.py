@@ -40,10 +40,17 @@ def test_what_is_missing_or_fails_is_a_row(tmp_path, monkeypatch):
 
     peers = {"here": Peer("torch", 8, 8, fails), "not here": Peer("no-such-library", 4, 16, fails)}
     monkeypatch.setattr(steps, "PEERS", peers)
-    table = run(tmp_path / "steps.csv", "--only", "here").set_index("method")
+    table = run(tmp_path / "steps.csv", "--only", "here,not here").set_index("method")
     assert table.at["here", "failed"] == "RuntimeError: no kernel for this card"
     assert table.at["here", "library"] == f"torch {torch.__version__}"
     assert table.at["not here", "failed"] == "no-such-library is not installed"
+
+
+def test_methods_are_chosen_by_name_or_by_parts_of_names():
+    assert steps.chosen("bf16,adatsq W4") == ["bf16", "adatsq W4"]
+    assert steps.chosen("W3") == ["adatsq W3", "adatsq W3 fast", "adatsq W3 unfused"]
+    with pytest.raises(ValueError, match="W5"):
+        steps.chosen("W5")
 
 
 def test_what_hopper_cannot_run_is_a_row(tmp_path):

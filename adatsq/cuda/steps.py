@@ -251,10 +251,13 @@ def shown(table: pd.DataFrame) -> str:
 
 
 def chosen(only: str) -> list[str]:
-    """Methods whose name contains one of the parts of "a,b,c". ValueError if none does."""
+    """Methods that a part of "a,b,c" names, or that contain one which is no name. ValueError if none does."""
     ours = (f"adatsq W{w_bits}{way}" for w_bits in OURS for way in WAYS)
     names = ("bf16", *ours, *PEERS, *NOT_HERE)
-    found = [name for name in names if any(part in name for part in only.split(","))]
+    parts = only.split(",")
+    found = [
+        name for name in names if any(part in name for part in parts if part not in names or part == name)
+    ]
     if not found:
         raise ValueError(f"no method's name contains {only!r}: choose of {', '.join(names)}")
     return found
