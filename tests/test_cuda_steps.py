@@ -71,6 +71,7 @@ def test_what_hopper_cannot_run_is_a_row(tmp_path):
         ("_unpack_words", "unpack"),
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop", "attention"),
         ("triton_poi_fused_add_addmm_gelu_0", "rest"),
+        ("_norm_rope", "rest"),
         ("void at::native::vectorized_elementwise_kernel", "rest"),
     ],
 )

@@ -27,7 +27,8 @@ def accelerate(
     are cut off to 14 bits (`exact`). verbose: print what this device uses, and why. graphs: record each call
     of the transformer as a CUDA graph (`graphs`), which pays from the second picture on. fuse: compute
     activation functions of feed-forwards while the next linear's input is rounded (`fusing`); hooks on these
-    linears then see what the function is to be applied to (`PackedLinear.activations_of` does).
+    linears then see what the function is to be applied to (`PackedLinear.activations_of` does). Flux's single
+    blocks norm and rotate query and key in one pass (`norm_rope`), without calls of the norms' modules.
 
     Raises ValueError if the pipeline is not quantized.
     """

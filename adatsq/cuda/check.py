@@ -20,6 +20,7 @@ from adatsq import integer
 from adatsq.cuda import activations, devices, exact, packing, products, prologue
 from adatsq.cuda.fusing import fuse
 from adatsq.cuda.linear import FEW, PackedLinear
+from adatsq.cuda.norm_rope import norm_rope
 from adatsq.cuda.shapes import MODULATION, SHAPES, TINY, TINY_MODULATION, Shape
 from adatsq.replacement import MODULATION_GROUP
 from adatsq.rotation import rotate
@@ -152,6 +153,26 @@ def prologues(shapes: Sequence[Shape], device: torch.device) -> Iterator[Check]:
         yield Check(f"fused {name}", changed == 1 and off < 1e-2, f"relative {off:.1e}")
 
 
+def norms_and_rotations(shapes: Sequence[Shape], device: torch.device) -> Iterator[Check]:
+    """Query and key of Flux's heads against float64. A value may be off by the roundings of its pair."""
+    shape, size = shapes[0], 16 if device.type == "cpu" else 128
+    angles = 100 * torch.rand(shape.tokens, size // 2, device=device).repeat_interleave(2, dim=1)
+    cos, sin, weight = angles.cos(), angles.sin(), torch.rand(size, device=device) + 0.5
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        both = torch.randn(1, shape.tokens, 2 * shape.outputs, device=device).to(dtype)
+        pair = [part.unflatten(-1, (-1, size)) for part in both.chunk(2, dim=-1)]
+        weight = weight.to(dtype)
+        for name, x, y in zip(("query", "key"), pair, norm_rope(*pair, weight, weight, cos, sin, 1e-6)):
+            exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
+            exact = torch.view_as_complex(exact.unflatten(-1, (-1, 2)))
+            turned = exact * torch.complex(cos.double(), sin.double())[None, :, None, ::2]
+            off = (torch.view_as_real(turned).flatten(-2) - y.double()).abs()
+            length = exact.abs().repeat_interleave(2, dim=-1).clamp(min=torch.finfo(dtype).tiny)
+            steps = off / (length * torch.finfo(dtype).eps)
+            right = float(steps.max()) <= (4 if dtype is torch.float32 else 1.01)
+            yield Check(f"norm and rotation, {name}, {str(dtype)[6:]}", right, f"{steps.max():.2f} steps off")
+
+
 def layers(shapes: Sequence[Shape], device: torch.device) -> Iterator[Check]:
     """A PackedLinear on the device against its QuantLinear on the same device, in float32."""
     for shape in {(s.inputs, s.outputs): s for s in shapes}.values():
@@ -235,7 +256,7 @@ def ones(codes: Tensor) -> Tensor:
     return torch.ones(len(codes), 1, device=codes.device)
 
 
-ALL: tuple[Callable, ...] = (unpacking, sums, rounding, prologues, layers)
+ALL: tuple[Callable, ...] = (unpacking, sums, rounding, prologues, norms_and_rotations, layers)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

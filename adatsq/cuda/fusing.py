@@ -4,6 +4,8 @@ A module becomes one of a class below, which has the forward of its own class bu
 names and the tensors in its state dict stay as they are. A class, and not a forward for each module, because
 torch.compile makes one graph for all blocks of a class; `compile_repeated_blocks` knows them by its name,
 which stays too. Whatever is no `PackedLinear` (any more) is given what it always was.
+
+Attentions of Flux's single blocks get a processor too (`norm_rope`), unless they have one of the user's.
 """
 
 import torch
@@ -12,6 +14,7 @@ from diffusers.models.transformers import transformer_flux, transformer_z_image
 from torch import Tensor, nn
 
 from adatsq.cuda.linear import PackedLinear
+from adatsq.cuda.norm_rope import processor_for
 from adatsq.cuda.prologue import CAT_GELU, GELU, SWIGLU
 
 
@@ -62,10 +65,16 @@ class FluxSingleTransformerBlock(transformer_flux.FluxSingleTransformerBlock):
 
 
 def fuse(transformer: nn.Module) -> int:
-    """Let the transformer's modules that have such a class become it; returns how many did."""
+    """Let the transformer's modules that have such a class become it; returns how many did.
+
+    Attention processors of single blocks are replaced besides, and not counted.
+    """
     found = [(module, kind) for module in transformer.modules() if (kind := _class_for(module)) is not None]
     for module, kind in found:
         module.__class__ = kind
+    for module in transformer.modules():
+        if isinstance(module, transformer_flux.FluxSingleTransformerBlock):
+            module.attn.set_processor(processor_for(module.attn.processor))
     return len(found)
 
 

@@ -1,0 +1,131 @@
+"""Query and key of Flux's single blocks: divided by their norm, then rotated by position, in one pass.
+
+The norm of a head needs all of its values, the rotation pairs of neighbours: little to compute, so that both
+together should take the time of their bytes. `norm_rope_kernel` reads and writes each value once. The
+definition, `by_definition`, is plain torch, as the modules of diffusers have it, and rounds where they do.
+"""
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adatsq.cuda import devices
+
+OPERATOR = "adatsq::norm_rope"
+
+
+def by_definition(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """x (batch, tokens, heads, D), weight (D), cos and sin (tokens, D) -> x's shape and dtype, contiguous."""
+    normed = F.rms_norm(x, weight.shape, weight, eps)
+    return apply_rotary_emb(normed, (cos, sin), sequence_dim=1).contiguous()
+
+
+def norm_rope(
+    query: Tensor,
+    key: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """`by_definition` of query and of key, (batch, tokens, heads, D) each, of any strides.
+
+    On a device with Triton by its kernel, in bfloat16, float16 and float32 and for D a power of two from 16
+    to 256; without a gradient, for which plain torch is taken.
+    """
+    tensors = query, key, query_weight, key_weight, cos, sin
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return (
+            by_definition(query, query_weight, cos, sin, eps),
+            by_definition(key, key_weight, cos, sin, eps),
+        )
+    return torch.ops.adatsq.norm_rope.default(*tensors, eps)
+
+
+# Defined by its schema, and in any layout, as the operator of `linear` is, and for its reasons.
+torch.library.define(
+    OPERATOR,
+    "(Tensor query, Tensor key, Tensor query_weight, Tensor key_weight, Tensor cos, Tensor sin, float eps) "
+    "-> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout),
+)
+
+
+@torch.library.impl(OPERATOR, "default")
+def _norm_rope(
+    query: Tensor,
+    key: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    if devices.abilities(query.device).triton:
+        from adatsq.cuda import norm_rope_kernel
+
+        if norm_rope_kernel.fits(query, key, cos, sin):
+            with torch.cuda.device_of(query):  # where Triton launches its kernels
+                return norm_rope_kernel.norm_and_rotate(query, key, query_weight, key_weight, cos, sin, eps)
+    return by_definition(query, query_weight, cos, sin, eps), by_definition(key, key_weight, cos, sin, eps)
+
+
+@torch.library.register_fake(OPERATOR)
+def _(query: Tensor, key: Tensor, *others) -> tuple[Tensor, Tensor]:
+    return query.new_empty(query.shape), key.new_empty(key.shape)
+
+
+class NormRopeProcessor(FluxAttnProcessor):
+    """Flux's attention by `norm_rope`, where there is one sequence of tokens; else what it always was."""
+
+    def __call__(
+        self,
+        attn: FluxAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if encoder_hidden_states is not None or not _fits(attn, hidden_states, image_rotary_emb):
+            given = hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
+            return super().__call__(attn, *given)
+        query = attn.to_q(hidden_states).unflatten(-1, (-1, attn.head_dim))
+        key = attn.to_k(hidden_states).unflatten(-1, (-1, attn.head_dim))
+        value = attn.to_v(hidden_states).unflatten(-1, (-1, attn.head_dim))
+        weights = attn.norm_q.weight, attn.norm_k.weight
+        query, key = norm_rope(query, key, *weights, *image_rotary_emb, attn.norm_q.eps)
+        attended = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        return attended.flatten(2, 3).to(query.dtype)
+
+
+def _fits(attn: FluxAttention, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> bool:
+    if rotary is None or attn.added_kv_proj_dim is not None or attn.fused_projections:
+        return False
+    norms = attn.norm_q, attn.norm_k
+    return (
+        all(type(norm) is nn.RMSNorm and norm.weight is not None for norm in norms)
+        and attn.norm_q.eps is not None
+        and attn.norm_q.eps == attn.norm_k.eps
+        # An offloaded module's weights are where its own call brings them.
+        and all(norm.weight.device == x.device for norm in norms)
+    )
+
+
+def processor_for(processor: object) -> object:
+    """A `NormRopeProcessor` with the settings of diffusers' plain processor; any other as it is."""
+    if type(processor) is not FluxAttnProcessor:
+        return processor
+    new = NormRopeProcessor()
+    vars(new).update(vars(processor))  # backend, configuration of parallel attention
+    return new
