@@ -72,7 +72,6 @@ def test_what_a_card_does_is_said_once(monkeypatch, capsys):
         ("unpack_kernel", "unpack_words", "the unpacking"),
         ("products_kernel", "multiply_int8", "the product of integers"),
         ("few_rows_kernel", "multiply_few", "the product of few rows"),
-        ("norm_rope_kernel", "norm_and_rotate", "the norm and rotation"),
         ("activations_kernel", "quantize_rows", "the rounding"),
     ],
 )

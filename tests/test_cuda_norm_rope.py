@@ -158,7 +158,7 @@ def test_a_transformer_answers_the_same(triton_here, kernels):
     transformer, arguments = flux(triton_here)
     expected, names = steps.answer(transformer, arguments), list(transformer.state_dict())
     transformer.single_transformer_blocks[0].attn.set_attention_backend("native")
-    assert fusing.fuse(transformer) == 0  # nothing is packed
+    assert fusing.norm_and_rotate_together(transformer) == len(transformer.single_transformer_blocks)
     found = processors(transformer)
     assert all(type(processor) is NormRopeProcessor for processor in found)
     assert found[0]._attention_backend == "native" and found[1]._attention_backend is None
@@ -173,7 +173,7 @@ def test_a_transformer_answers_the_same(triton_here, kernels):
 def test_plain_torch_answers_the_same_to_the_bit():
     transformer, arguments = flux()
     expected = steps.answer(transformer, arguments)
-    fusing.fuse(transformer)
+    fusing.norm_and_rotate_together(transformer)
     assert torch.equal(steps.answer(transformer, arguments), expected)
 
 
@@ -185,11 +185,11 @@ def test_a_processor_of_the_users_stays():
     transformer, _ = flux()
     mine = Mine()
     transformer.single_transformer_blocks[0].attn.set_processor(mine)
-    fusing.fuse(transformer)
+    fusing.norm_and_rotate_together(transformer)
     first, *others = processors(transformer)
     assert first is mine and others and all(type(p) is NormRopeProcessor for p in others)
     again = processors(transformer)
-    fusing.fuse(transformer)
+    fusing.norm_and_rotate_together(transformer)
     assert all(p is q for p, q in zip(processors(transformer), again))
 
 

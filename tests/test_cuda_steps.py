@@ -23,8 +23,8 @@ def test_ours_and_bfloat16_are_measured(model, tmp_path):
     table = pd.read_csv(file).set_index(["method", "w_bits", "a_bits"])
     expected = [("bf16", 16, 16)]
     for w, bits in steps.OURS.items():
-        ours = [*(("adatsq", w, a) for a in bits), ("adatsq fast sums", w, w), ("adatsq unfused", w, w)]
-        expected += ours
+        others = [(f"adatsq {way}", w, w) for way in ("fast sums", "unfused", "norm rope")]
+        expected += [*(("adatsq", w, a) for a in bits), *others]
     assert table.index.tolist() == expected
     assert (table["ms"] > 0).all() and table["failed"].isna().all()
     assert table.at[("bf16", 16, 16), "error"] == 0 and table.at[("bf16", 16, 16), "gain"] == 1
@@ -48,7 +48,7 @@ def test_what_is_missing_or_fails_is_a_row(tmp_path, monkeypatch):
 
 def test_methods_are_chosen_by_name_or_by_parts_of_names():
     assert steps.chosen("bf16,adatsq W4") == ["bf16", "adatsq W4"]
-    assert steps.chosen("W3") == ["adatsq W3", "adatsq W3 fast", "adatsq W3 unfused"]
+    assert steps.chosen("W3") == [f"adatsq W3{way}" for way in ("", " fast", " unfused", " norm rope")]
     with pytest.raises(ValueError, match="W5"):
         steps.chosen("W5")
 

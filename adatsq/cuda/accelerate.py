@@ -4,6 +4,7 @@ from diffusers import DiffusionPipeline
 
 from adatsq.cuda import devices, sharing
 from adatsq.cuda.fusing import fuse as fuse_modules
+from adatsq.cuda.fusing import norm_and_rotate_together
 from adatsq.cuda.graphs import record_calls
 from adatsq.cuda.linear import PackedLinear
 from adatsq.linear import QuantLinear
@@ -15,6 +16,7 @@ def accelerate(
     verbose: bool = True,
     graphs: bool = False,
     fuse: bool = True,
+    norm_rope: bool = False,
 ) -> DiffusionPipeline:
     """Replace the `QuantLinear`s of pipe.transformer by `PackedLinear`s, in place, and return the pipeline.
 
@@ -27,8 +29,9 @@ def accelerate(
     are cut off to 14 bits (`exact`). verbose: print what this device uses, and why. graphs: record each call
     of the transformer as a CUDA graph (`graphs`), which pays from the second picture on. fuse: compute
     activation functions of feed-forwards while the next linear's input is rounded (`fusing`); hooks on these
-    linears then see what the function is to be applied to (`PackedLinear.activations_of` does). Flux's single
-    blocks norm and rotate query and key in one pass (`norm_rope`), without calls of the norms' modules.
+    linears then see what the function is to be applied to (`PackedLinear.activations_of` does).
+    norm_rope: let Flux's single blocks norm and rotate query and key in one pass (`norm_rope`), without calls
+    of the norms' modules; off, because it is not measured on a GPU yet.
 
     Raises ValueError if the pipeline is not quantized.
     """
@@ -46,6 +49,8 @@ def accelerate(
     sharing.assign(transformer, PackedLinear)
     if fuse:
         fuse_modules(transformer)
+    if norm_rope:
+        norm_and_rotate_together(transformer)
     if graphs:
         record_calls(transformer)
     if verbose:

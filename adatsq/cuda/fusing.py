@@ -5,7 +5,7 @@ names and the tensors in its state dict stay as they are. A class, and not a for
 torch.compile makes one graph for all blocks of a class; `compile_repeated_blocks` knows them by its name,
 which stays too. Whatever is no `PackedLinear` (any more) is given what it always was.
 
-Attentions of Flux's single blocks get a processor too (`norm_rope`), unless they have one of the user's.
+Attentions of Flux's single blocks can have a processor too (`norm_rope`), if they have none of the user's.
 """
 
 import torch
@@ -14,7 +14,7 @@ from diffusers.models.transformers import transformer_flux, transformer_z_image
 from torch import Tensor, nn
 
 from adatsq.cuda.linear import PackedLinear
-from adatsq.cuda.norm_rope import processor_for
+from adatsq.cuda.norm_rope import NormRopeProcessor, processor_for
 from adatsq.cuda.prologue import CAT_GELU, GELU, SWIGLU
 
 
@@ -65,17 +65,19 @@ class FluxSingleTransformerBlock(transformer_flux.FluxSingleTransformerBlock):
 
 
 def fuse(transformer: nn.Module) -> int:
-    """Let the transformer's modules that have such a class become it; returns how many did.
-
-    Attention processors of single blocks are replaced besides, and not counted.
-    """
+    """Let the transformer's modules that have such a class become it; returns how many did."""
     found = [(module, kind) for module in transformer.modules() if (kind := _class_for(module)) is not None]
     for module, kind in found:
         module.__class__ = kind
-    for module in transformer.modules():
-        if isinstance(module, transformer_flux.FluxSingleTransformerBlock):
-            module.attn.set_processor(processor_for(module.attn.processor))
     return len(found)
+
+
+def norm_and_rotate_together(transformer: nn.Module) -> int:
+    """Give attentions of Flux's single blocks the processor of `norm_rope`; returns how many have it."""
+    blocks = [m for m in transformer.modules() if isinstance(m, transformer_flux.FluxSingleTransformerBlock)]
+    for block in blocks:
+        block.attn.set_processor(processor_for(block.attn.processor))
+    return sum(isinstance(block.attn.processor, NormRopeProcessor) for block in blocks)
 
 
 def _class_for(module: nn.Module) -> type[nn.Module] | None:

@@ -37,6 +37,7 @@ WAYS = {
     "": ("adatsq", {}),
     " fast": ("adatsq fast sums", {"fast_accumulation": True}),
     " unfused": ("adatsq unfused", {"fuse": False}),
+    " norm rope": ("adatsq norm rope", {"norm_rope": True}),
 }
 OURS = {4: (4, 8), 3: (3, 4)}  # w_bits: activation bits, all on the same packed weights
 SHOWN = [
