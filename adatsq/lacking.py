@@ -18,13 +18,15 @@ from adatsq.search_compare import missing as policies
 from adatsq.tables_costs import SHOWN
 
 CALIBRATION = 32  # pictures of the ablation on a GPU
-FOR_TABLES = ("benchmark", "search", "peers", "costs")  # of every model
+FOR_TABLES = ("benchmark", "search", "peers", "modelopt", "costs")  # of every model
+OTHERS = tuple(peer for peer in PEERS if peer != "modelopt")  # of the job "peers"
 PAPERS_ABLATION = ("flux-dev-mini", "ablation-w3")  # the one model and width of the paper's table 3
 # Seconds on one H200: to begin, for a row of four steps, and for each step more of a row, where a step with
 # guidance counts twice. Read off runs that shared the device, so good to a factor of two.
 SECONDS = {
     "benchmark": (20, 5.0, 0.45),
     "peers": (15, 4.0, 0.15),
+    "modelopt": (120, 8.0, 0.3),
     "search": (30, 0.5, 0.04),
     "ablation-w3": (30, 1.5, 0.06),
     "ablation-w4": (30, 1.5, 0.06),
@@ -48,8 +50,9 @@ def lacking(model: Path, out: Path, job: str) -> list[str]:
         facts = stored(Path(f"{name}-facts.csv"))
         rows = [row for row in wanted() if row[0] in SHOWN]
         return [f"{m} W{w}A{a:g}" for m, w, a in rows if lacks(facts, m, w, a)]
-    if job == "peers":
-        return _scored(name, [(peer, *bits) for peer, p in PEERS.items() for bits in p.bits])
+    if job in ("peers", "modelopt"):
+        methods = OTHERS if job == "peers" else (job,)
+        return _scored(name, [(peer, *bits) for peer in methods for bits in PEERS[peer].bits])
     if job == "search":
         path = Path(f"{name}-search-compare.csv")
         return [f"{n} at {b:g}" for b in BUDGETS for n in policies(path, 3, b, RANDOM, HELD_OUT)]

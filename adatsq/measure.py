@@ -30,13 +30,15 @@ from pathlib import Path
 import torch
 
 from adatsq.benchmark import commit_here
-from adatsq.lacking import for_tables, lacking, said
+from adatsq.lacking import OTHERS, for_tables, lacking, said
 from adatsq.tables_costs import SHOWN
 
 JOBS = {  # name: module and arguments; in the order in which they are wanted
     "benchmark": ("adatsq.benchmark",),
     "search": ("adatsq.search_compare",),
-    "peers": ("adatsq.peers", "--pictures", "1"),  # of each prompt, for they are many and slow
+    # one picture of each prompt, for they are many and slow
+    "peers": ("adatsq.peers", "--pictures", "1", "--methods", *OTHERS),
+    "modelopt": ("adatsq.peers", "--pictures", "1", "--methods", "modelopt"),  # compiles code for minutes
     "costs": ("adatsq.costs", "--methods", *SHOWN),
     "ablation-w3": ("adatsq.ablation", "--w-bits", "3"),
     "ablation-w4": ("adatsq.ablation", "--w-bits", "4"),
@@ -46,6 +48,7 @@ QUICK = {  # the same, tiny: a few rows of each
     "benchmark": ("--limit", "6", "--pictures", "1", "--methods", "rtn", "hadamard+gptq", "adatsq"),
     "search": ("--calibration", "4", "--held-out", "4", "--random", "1", "--budgets", "3.1"),
     "peers": ("--limit", "6"),
+    "modelopt": ("--limit", "6"),
     "costs": ("--limit", "6"),
     "ablation-w3": ("--calibration", "4", "--held-out", "4", "--parts", "2x2", "steps", "--run-lengths", "4"),
     "ablation-w4": ("--calibration", "4", "--held-out", "4", "--parts", "2x2"),
@@ -53,8 +56,8 @@ QUICK = {  # the same, tiny: a few rows of each
 }
 ALONE = ("benchmark",)  # its rows tell seconds
 LAST = ("costs",)  # alone too, after all else: seconds of rows that were measured beside others
-TIMED = ("benchmark", "peers")  # can leave them out
-SAME_FILES = (("benchmark", "peers"), ("search",), ("ablation-w3", "ablation-w4"), ("sweep",))
+TIMED = ("benchmark", "peers", "modelopt")  # can leave them out
+SAME_FILES = (TIMED, ("search",), ("ablation-w3", "ablation-w4"), ("sweep",))
 AT_ONCE = 4  # commands on one device: each is one thread of Python, which fills no GPU
 
 

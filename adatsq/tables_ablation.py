@@ -156,12 +156,18 @@ def absent(ablation: Ablation, budget: float) -> str:
     return f"{line}; not measured: {', '.join(named)}" if named else line
 
 
-def verdict(rows: pd.DataFrame) -> str:
-    """Which rows (row, value, ci_low, ci_high) are above zero, which below, and how many are neither."""
+def verdict(rows: pd.DataFrame, most: int = 4) -> str:
+    """Which rows (row, value, ci_low, ci_high) are above zero, which below, and how many are neither.
+
+    Of more than `most` on a side, how many they are and the farthest of them. No full stop.
+    """
     said = []
     for word, mask in (("Above zero", rows.ci_low > 0), ("Below zero", rows.ci_high < 0)):
         part = rows[mask]
-        if len(part):
+        if len(part) > most:
+            far = part.iloc[part.value.abs().to_numpy().argmax()]
+            said.append(f"{word}: {len(part)}, the farthest {far.row} ({far.value:+.2f})")
+        elif len(part):
             said.append(f"{word}: {'; '.join(f'{r.row} ({r.value:+.2f})' for r in part.itertuples())}")
     rest = len(rows) - sum((rows.ci_low > 0) | (rows.ci_high < 0))
     return ". ".join([f"of {len(rows)} differences, {rest} cannot be told from zero", *said])

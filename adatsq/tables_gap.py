@@ -130,17 +130,35 @@ def of_all_prompts(images: pd.DataFrame, w_bits: int = 3, budget: float = 3.1) -
     return pd.DataFrame(found)
 
 
-def all_sentences(name: str, images: pd.DataFrame, w_bits: int = 3, budget: float = 3.1) -> Iterator[str]:
-    """A line per pair of `of_all_prompts`; or that nothing is stored."""
-    rows = of_all_prompts(images, w_bits, budget)
+def all_prompts(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Of `of_all_prompts` by model: a row per start and search, a column per model with the share of the gap
+    that is closed and its interval, as HTML. Empty if nothing is stored."""
+    columns = {}
+    for name, rows in found.items():
+        for row in rows.itertuples():
+            share = f"{row.value:+.0%}<br><small>{row.ci_low:+.0%} to {row.ci_high:+.0%}</small>"
+            columns.setdefault(name, {})[f"from {row[1]}", row.search] = share
+    table = pd.DataFrame(columns)
+    order = [(f"from {start}", search) for start, search in PAIRS]
+    return table.reindex([pair for pair in order if pair in table.index]).fillna("")
+
+
+def all_sentence(name: str, rows: pd.DataFrame, budget: float = 3.1) -> str:
+    """Of `of_all_prompts` of a model: by which searches the aim is met. No full stop."""
     if rows.empty:
-        yield f"{name}: not measured at {budget:g} bits"
+        return f"{name}: not measured at {budget:g} bits"
+    said: dict[str, list[str]] = {}
     for row in rows.itertuples():
-        did = "closes" if row.value >= 0 else "widens"
-        yield (
-            f"{name}, {row.n} prompts, from `{row[1]}`: `{row.search}` {did} the gap by {abs(row.value):.0%} "
-            f"({row.ci_low:+.0%} to {row.ci_high:+.0%}): {verdict(row.ci_low, row.ci_high)}"
-        )
+        said.setdefault(verdict(row.ci_low, row.ci_high), []).append(f"`{row.search}` from `{row[1]}`")
+    words = "; ".join(
+        f"{what} by {', '.join(pairs) if len(pairs) < len(rows) else f'any of {len(pairs)} pairs'}"
+        for what, pairs in said.items()
+    )
+    best = rows.iloc[rows.value.to_numpy().argmax()]
+    return (
+        f"{name}, {best.n} prompts: {words}. Most is closed by `{best.search}` from `{best['from']}`, "
+        f"{best.value:.0%} ({best.ci_low:+.0%} to {best.ci_high:+.0%})"
+    )
 
 
 def verdict(low: float, high: float, aim: float = AIM) -> str:

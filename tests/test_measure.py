@@ -178,8 +178,8 @@ def test_jobs_that_write_the_same_files_are_one_chain(phases):
     assert names(first) == [["x benchmark"], ["y benchmark"]]  # each alone on a device
     assert (one, many, alone) == (2, 8, 2)
     assert names(beside) == [
-        ["x peers"],
-        ["y peers"],
+        ["x peers", "x modelopt"],
+        ["y peers", "y modelopt"],
         ["x search"],
         ["y search"],
         ["x ablation-w3", "x ablation-w4"],
@@ -189,7 +189,7 @@ def test_jobs_that_write_the_same_files_are_one_chain(phases):
     ]
     assert names(last) == [["x costs"], ["y costs"]]
     told = {name for chain in (*first, *beside, *last) for name, line in chain if "--shared" in line}
-    assert told == {"x peers", "y peers"}
+    assert told == {"x peers", "y peers", "x modelopt", "y modelopt"}
 
 
 def test_side_by_side_records_no_seconds(phases):
@@ -209,7 +209,8 @@ def test_what_lacks_no_row_is_not_started(phases):
 
 def test_for_tables_leaves_out_the_rest(phases):
     _, (beside, _), _ = phases("--for-tables")
-    assert names(beside) == [["x peers"], ["y peers"], ["x search"], ["y search"]]
+    assert names(beside)[:2] == [["x peers", "x modelopt"], ["y peers", "y modelopt"]]
+    assert names(beside)[2:] == [["x search"], ["y search"]]
     assert measure.for_tables("flux-dev-mini", "ablation-w3")
     assert not measure.for_tables("flux-dev-mini", "ablation-w4")
 

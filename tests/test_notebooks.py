@@ -34,7 +34,8 @@ SMALL = {
     "08_wan": {"steps": 2, "calibration_clips": 1, "shown": ["speed"], "w_bits": [3], "beam": 1},
     "09_profiles": {"tested": ["../data/models/flux-dev-mini"], "images": 2, "steps": 2, "resamples": 20},
     "10_tables": {"images": {"flux-schnell-mini": "flux-schnell"}},
-    "11_speed": {"models": ["flux-dev", "wan2.1-1.3b"], "length": 512},
+    "11_ablation": {"models": ["flux-schnell-mini", "z-image-mini"]},
+    "12_speed": {"models": ["flux-dev", "wan2.1-1.3b"], "length": 512},
 }
 # And once more away from the defaults: another model that is shipped, or another budget, loss or guidance.
 OTHER = {
@@ -101,7 +102,8 @@ OTHER = {
         "resamples": 20,
     },
     "10_tables": {"images": {"z-image-mini": "z-image"}, "video": {}, "quality": "total"},
-    "11_speed": {"models": ["z-image"], "w_bits": 4, "length": 128},
+    "11_ablation": {"models": ["wan2.1-mini"], "budgets": [3.6]},
+    "12_speed": {"models": ["z-image"], "w_bits": 4, "length": 128},
 }
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 

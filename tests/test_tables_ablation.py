@@ -62,6 +62,10 @@ def test_differences_are_in_order_and_at_one_width(found):
     assert rows.row.tolist() == ["tau 0.5, A3", "tau 2, A3"]  # one baseline: it is not named
     said = tables_ablation.verdict(rows)
     assert said == "of 2 differences, 1 cannot be told from zero. Above zero: tau 2, A3 (+1.00)"
+    many = tables_ablation.verdict(rows.iloc[[1] * 5].assign(value=[1, 2, 9, 3, 4]))
+    assert (
+        many == "of 5 differences, 0 cannot be told from zero. Above zero: 5, the farthest tau 2, A3 (+9.00)"
+    )
     assert found.settings("tau").psnr.tolist() == ["20.0 [19.0, 21.0]", "21.0 [20.0, 22.0]"]
     assert len(found.rows) == 7  # without the row of 4 bits
 

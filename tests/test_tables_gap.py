@@ -109,11 +109,15 @@ def test_all_prompts_count_once_each():
     ((_, row),) = tables_gap.of_all_prompts(images).iterrows()
     share, low, high = tables_gap.share_closed(before[::4], after[::4])
     assert (row.value, row.ci_low, row.ci_high) == pytest.approx((share, low, high)) and row.n == 30
-    (said,) = tables_gap.all_sentences("m", images)
-    assert said.startswith(
-        "m, 30 prompts, from `hadamard+gptq`: `hadamard+gptq+lagrangian` closes the gap by "
-    )
-    assert list(tables_gap.all_sentences("m", images[:120])) == ["m: not measured at 3.1 bits"]
+    said = tables_gap.all_sentence("m", found := tables_gap.of_all_prompts(images))
+    assert said.startswith("m, 30 prompts: ") and f"`, {share:.0%} ({low:+.0%} to {high:+.0%})" in said
+    assert said.count("`hadamard+gptq+lagrangian` from `hadamard+gptq`") == 1  # and any of one pair before
+    nothing = tables_gap.of_all_prompts(images[:120])
+    assert tables_gap.all_sentence("m", nothing) == "m: not measured at 3.1 bits"
+    table = tables_gap.all_prompts({"m": found, "n": nothing})
+    assert table.index.tolist() == [("from hadamard+gptq", "hadamard+gptq+lagrangian")]
+    assert table.columns.tolist() == ["m"] and table.iloc[0, 0].startswith(f"{share:+.0%}<br>")
+    assert tables_gap.all_prompts({"n": nothing}).empty
 
 
 def test_the_judged_gap():

@@ -63,5 +63,16 @@ def test_waiting_for_the_cpu_is_a_ratio_above_one(steps):
     assert pd.isna(found.at["adatsq W4A4", "eager"])
 
 
+def test_what_fusing_saves_is_said_where_both_are_measured_as_a_graph(steps):
+    row = ("adatsq unfused", 4, 4, "graph", 125.0, 200, 0.1, None, *[None] * 5)
+    alone = ("adatsq unfused", 4, 8, "graph", 130.0, 200, 0.1, None, *[None] * 5)
+    eager = ("adatsq unfused", 4, 4, "compiled", 300.0, 200, 0.1, None, *[None] * 5)
+    table = pd.concat([steps, pd.DataFrame([row, alone, eager], columns=COLUMNS)])
+    assert tables_speed.fusing(tables_speed.gains(table)) == [
+        "adatsq W4A4: 125.0 ms unfused, 100.0 ms fused (-20.0%)"
+    ]
+    assert tables_speed.fusing(tables_speed.gains(steps)) == []
+
+
 def test_an_aim_is_reached_from_it_on():
     assert "is reached" in tables_speed.verdict(1.4, 1.4) and "not reached" in tables_speed.verdict(1.39, 1.4)
