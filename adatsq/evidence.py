@@ -149,6 +149,21 @@ def full_size(results: str | Path) -> pd.DataFrame:
     return pd.DataFrame(columns).dropna(how="all").rename_axis("part").reset_index()
 
 
+def full_size_runs(results: str | Path) -> str:
+    """Of what the runs at full size were, model by model, in a sentence; "" if nothing is stored."""
+    file, said = Path(results) / "full-size.csv", []
+    table = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["model"])
+    for model in table["model"].unique():
+        last = table[table["model"] == model].iloc[-1]
+        height, width, *frames = last["size"].split("x")
+        shape = f"{height} x {width}" + "".join(f", {count} frames" for count in frames)
+        said.append(
+            f"{model.partition(',')[0]} at {shape}, {last['steps']:g} steps, "
+            f"{last['calibration_steps']:g} of them for Fisher information and weights, on {last['device']}"
+        )
+    return "; ".join(said)
+
+
 def full_size_bytes(results: str | Path) -> pd.DataFrame:
     """GB (10^9 bytes) of a full-size transformer's tensors and of a pipeline's folder, in 16 bit and packed.
 

@@ -108,6 +108,21 @@ def test_parts_at_full_size_stand_by_model_in_their_order(tmp_path):
     ]
 
 
+def test_runs_at_full_size_are_told_with_their_size_and_steps(tmp_path):
+    assert evidence.full_size_runs(tmp_path) == ""
+    columns = ["model", "size", "steps", "calibration_steps", "device"]
+    rows = [
+        ("flux-dev, random weights", "1024x1024", 50, 10, "a GPU"),
+        ("wan, random weights", "480x832x81", 50, 10, "a GPU"),
+        ("wan, random weights", "480x832x81", 20, 5, "another GPU"),  # measured again
+    ]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "full-size.csv", index=False)
+    assert evidence.full_size_runs(tmp_path).split("; ") == [
+        "flux-dev at 1024 x 1024, 50 steps, 10 of them for Fisher information and weights, on a GPU",
+        "wan at 480 x 832, 81 frames, 20 steps, 5 of them for Fisher information and weights, on another GPU",
+    ]
+
+
 def test_a_weight_takes_a_byte_while_it_runs():
     """What the page says of memory "as run here" is true of the layer, and of the table."""
     table = evidence.memories().set_index("model")

@@ -23,7 +23,8 @@ def full_size() -> str:
         return f"Models with stored results that are not mini models: {', '.join(names)}."
     if (results / "full-size.csv").exists():
         said = (
-            "The whole method was run at full size **with random weights**: its seconds and memory are in "
+            "The whole method was run at full size **with random weights**: "
+            f"{evidence.full_size_runs(results)}. Seconds and memory are in "
             "`data/results/full-size.csv`, and {ref}`your-model` shows them. "
             "**With trained weights nothing is stored**"
         )
@@ -41,8 +42,12 @@ def full_size_times() -> str:
         return f"{NOTHING}: `python -m adatsq.cuda.full_size` would measure it, on a GPU."
     return (
         "**Measured at full size, with random weights**: the transformer has the real shapes, so seconds "
-        "and memory hold; pictures mean nothing. From `data/results/full-size.csv`, seconds and the most "
-        "that tensors took at once, in GB of 10⁹ bytes:\n\n"
+        "and memory hold; pictures mean nothing. The runs: "
+        + evidence.full_size_runs(DATA / "results")
+        + ". One calibration prompt; text encoders are small ones; guidance that takes a second call of the "
+        "transformer is off, and the Fisher information recomputes activations (diffusers' gradient "
+        "checkpointing). From `data/results/full-size.csv`, seconds and the most "
+        "that tensors took at once, in GB of 10⁹ bytes; a part without numbers was not run:\n\n"
         + evidence.markdown(table)
         + "\n\nThe transformer's tensors, and the pipeline's folder with small text encoders, in GB:\n\n"
         + evidence.markdown(evidence.full_size_bytes(DATA / "results"), digits=2)
