@@ -32,6 +32,25 @@ def steps():
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def test_rows_are_in_order_however_they_were_measured(steps):
+    more = pd.DataFrame(
+        [("adatsq", 3, 3, "graph", *[1.0] * 9), ("adatsq unfused", 4, 4, "graph", *[1.0] * 9)]
+    )
+    more.columns = COLUMNS
+    table = tables_speed.ordered(pd.concat([more, steps.iloc[::-1]]))
+    assert [tuple(row) for row in table[["method", "w_bits", "mode"]].itertuples(index=False)] == [
+        ("bf16", 16, "compiled"),
+        ("bf16", 16, "eager"),
+        ("adatsq", 4, "graph"),
+        ("adatsq", 4, "compiled"),
+        ("adatsq", 3, "graph"),
+        ("adatsq fast sums", 3, "graph"),
+        ("adatsq unfused", 4, "graph"),
+        ("torchao fp8", 8, "eager"),
+    ]
+    assert list(table) == COLUMNS
+
+
 def test_gains_have_both_denominators(steps):
     found = tables_speed.gains(steps)
     assert list(found.index.get_level_values(0)) == [
