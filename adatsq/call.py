@@ -216,6 +216,12 @@ def check_combination(form: CallForm, answers: Tensor, model_output: Tensor, t: 
         )
 
 
+def input_of(layer: nn.Module, args: tuple, kwargs: dict) -> Tensor:
+    """What a layer that is called with these multiplies: their first, or what it makes of them itself."""
+    made = getattr(layer, "activations_of", None)
+    return args[0] if made is None else made(*args, **kwargs)
+
+
 @contextmanager
 def layer_inputs(
     transformer: nn.Module, names: Sequence[str], callback: Callable[[str, Tensor], None]
@@ -223,8 +229,7 @@ def layer_inputs(
     """While open, callback(name, x) gets each named layer's input before it runs. No hook outlives it."""
 
     def hook(module: nn.Module, args: tuple, kwargs: dict, name: str) -> None:
-        rows = getattr(module, "activations_of", None)  # of a layer that makes some of them itself
-        callback(name, args[0] if rows is None else rows(*args, **kwargs))
+        callback(name, input_of(module, args, kwargs))
 
     handles = []
     try:

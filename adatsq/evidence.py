@@ -150,7 +150,7 @@ def full_size(results: str | Path) -> pd.DataFrame:
 
 
 def full_size_runs(results: str | Path) -> str:
-    """Of what the runs at full size were, model by model, in a sentence; "" if nothing is stored."""
+    """What the runs at full size were, model by model, in a sentence; "" if nothing is stored."""
     file, said = Path(results) / "full-size.csv", []
     table = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["model"])
     for model in table["model"].unique():

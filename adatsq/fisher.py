@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
+from adatsq.call import input_of
 from adatsq.files import write_text
 from adatsq.trace import Trace, velocity
 
@@ -191,8 +193,8 @@ def _squared_gradients(
         """(branches * N, ..., features), branch-major, to (branches, N, tokens, features)."""
         return rows.reshape(branches, len(total), -1, rows.shape[-1])
 
-    def after(module: nn.Module, args: tuple, y: Tensor, l: int) -> None:
-        x = args[0].detach()
+    def after(module: nn.Module, x: Tensor, y: Tensor, l: int) -> None:
+        x = x.detach()
 
         def add(dy: Tensor) -> None:
             dy_n, x_n = by_image(dy), by_image(x)
@@ -211,16 +213,19 @@ def _squared_gradients(
 def output_hooks(
     transformer: nn.Module, modules: Sequence[nn.Module], after: Callable[..., None]
 ) -> Iterator[None]:
-    """While open, after(module, args, y, l) follows each call of modules[l], gradients are on, and no weight
-    asks for one."""
+    """While open, after(module, x, y, l) follows each call of modules[l], x what it multiplies (`input_of`);
+    gradients are on, and no weight asks for one."""
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict, y: Tensor, l: int) -> None:
+        after(module, input_of(module, args, kwargs), y, l)
+
     parameters = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
     # cuDNN's attention backward has been seen to write out of bounds at some head sizes: leave it out
     attention = sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
     handles = []
     try:
         for l, module in enumerate(modules):
-            hook = lambda module, args, y, l=l: after(module, args, y, l)  # noqa: E731
-            handles.append(module.register_forward_hook(hook))
+            handles.append(module.register_forward_hook(partial(hook, l=l), with_kwargs=True))
         for parameter in parameters:
             parameter.requires_grad_(False)
         with torch.enable_grad(), attention:

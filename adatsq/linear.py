@@ -73,9 +73,13 @@ class QuantLinear(nn.Module):
     def weight_matrix(self) -> Tensor:
         """The weight (out, in) that the integers stand for, float32, in the rotated basis if there is one."""
         if self.zero is None:
-            return integer.dequantize(self.codes, self.scale.float())
+            return integer.dequantize(self.integer_codes(), self.scale.float())
         zero = integer.expand(self.zero, self.in_features)
-        return integer.dequantize(self.codes.float() - zero, self.scale.float())
+        return integer.dequantize(self.integer_codes().float() - zero, self.scale.float())
+
+    def integer_codes(self) -> Tensor:
+        """The weight's integers, int8 (out, in)."""
+        return self.codes
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out), in x's dtype; scales, rotation and rounding in float32.

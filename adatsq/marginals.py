@@ -107,8 +107,8 @@ def _squared_products(
     """While open, a backward pass adds to sums[l, b] the sum over rows of <dL/dy, y_b - y>^2, where y is what
     layer l answers to its input as it is, and y_b to its input at a_bits[b]."""
 
-    def after(module: nn.Module, args: tuple, y: Tensor, l: int) -> None:
-        x, plain = args[0].detach(), y.detach()
+    def after(module: nn.Module, x: Tensor, y: Tensor, l: int) -> None:
+        x, plain = x.detach(), y.detach()
 
         def add(dy: Tensor) -> None:
             with torch.no_grad():

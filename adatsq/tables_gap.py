@@ -151,14 +151,15 @@ def all_sentence(name: str, rows: pd.DataFrame, budget: float = 3.1) -> str:
     for row in rows.itertuples():
         said.setdefault(verdict(row.ci_low, row.ci_high), []).append(f"`{row.search}` from `{row[1]}`")
     words = "; ".join(
-        f"{what} by {', '.join(pairs) if len(pairs) < len(rows) else f'any of {len(pairs)} pairs'}"
+        f"{what} by {', '.join(pairs) if len(pairs) < len(rows) else f'any of the {len(pairs)}'}"
         for what, pairs in said.items()
     )
-    best = rows.iloc[rows.value.to_numpy().argmax()]
-    return (
-        f"{name}, {best.n} prompts: {words}. Most is closed by `{best.search}` from `{best['from']}`, "
-        f"{best.value:.0%} ({best.ci_low:+.0%} to {best.ci_high:+.0%})"
-    )
+    line = f"{name}, {rows.n.iloc[0]} prompts: {words}. Most is closed"
+    for i, (start, group) in enumerate(rows.groupby("from", sort=False)):
+        best = group.iloc[group.value.to_numpy().argmax()]
+        line += f"{';' * (i > 0)} from `{start}` by `{best.search}`, {best.value:.0%}"
+        line += f" ({best.ci_low:+.0%} to {best.ci_high:+.0%})"
+    return line
 
 
 def verdict(low: float, high: float, aim: float = AIM) -> str:

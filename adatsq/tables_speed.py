@@ -91,16 +91,28 @@ def best(found: pd.DataFrame) -> tuple[str, pd.Series] | None:
     return " ".join(at), rows.loc[at]
 
 
-def fusing(found: pd.DataFrame) -> list[str]:
-    """Of `gains`: what it saves as a graph to leave activation functions to the rounding; no full stops."""
+VARIANTS = {  # of ours, by the method's name in the table
+    "adatsq": "what `adatsq.accelerate` makes by default",
+    "adatsq fast sums": "the products' faster mode everywhere, also where it is not known to be exact",
+    "adatsq unfused": "activation functions of feed-forwards are kernels of their own, where the default "
+    "computes them while the next linear's input is rounded",
+    "adatsq norm rope": "query and key of Flux's single blocks are normed and rotated in one kernel",
+}
+
+
+def variants(table: pd.DataFrame) -> list[str]:
+    """What is there of ours, and how each variant's time as a graph compares with the default's, where both
+    were measured with the same code. No full stops."""
+    rows = table[(table["mode"] == "graph") & table["ms"].notna()]
+    keys = ["model", "w_bits", "a_bits", "device", "commit"]
+    default = rows[rows["method"] == "adatsq"].set_index(keys)["ms"]
     lines = []
-    for of, mode in found.index:
-        fused = (of.replace(" unfused", ""), mode)
-        if "unfused" in of and mode == "graph" and fused in found.index:
-            before, after = found.at[(of, mode), "ms"], found.at[fused, "ms"]
-            lines.append(
-                f"{fused[0]}: {before:.1f} ms unfused, {after:.1f} ms fused ({after / before - 1:+.1%})"
-            )
+    for method in [method for method in VARIANTS if method in set(table["method"])]:
+        line, mine = f"*{method}*: {VARIANTS[method]}", rows[rows["method"] == method].set_index(keys)["ms"]
+        for key in mine.index.intersection(default.index) if method != "adatsq" else ():
+            name = f"{short(key[0])} W{key[1]:g}A{key[2]:g}"
+            line += f"; {name} {mine[key]:.1f} ms, {default[key]:.1f} ms by default"
+        lines.append(line)
     return lines
 
 

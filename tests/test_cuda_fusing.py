@@ -62,6 +62,17 @@ def test_a_transformer_answers_the_same(model, prologues):
     assert fusing.fuse(transformer) == 0  # all of them are
 
 
+def test_what_a_hook_takes_away_is_missed():
+    """The second tensor of a prologue, say: rows of another width are no answer."""
+    transformer = built("flux-dev")
+    fusing.fuse(transformer)
+    layer = transformer.single_transformer_blocks[0].proj_out
+    layer.register_forward_pre_hook(lambda module, args: args[:1])
+    arguments = steps.inputs("flux-dev", transformer, torch.device("cpu"), tiny=True)
+    with pytest.raises(ValueError, match=rf"{layer.name} has {layer.in_features} inputs, not "):
+        steps.answer(transformer, arguments)
+
+
 @pytest.mark.parametrize("bits", [3, 8, 16])
 def test_other_bits_answer_the_same(bits):
     transformer = built("flux-dev")

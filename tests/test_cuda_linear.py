@@ -254,6 +254,14 @@ def test_the_fast_mode_is_taken_where_the_layer_s_weights_allow_it(monkeypatch):
     assert taken[-1] is True
 
 
+@pytest.mark.parametrize(
+    "scheme", [Scheme(3, 4), Scheme(4, 4, asymmetric=True), Scheme(5, 16, group_size=16)]
+)
+def test_the_weight_that_planes_stand_for(scheme):
+    reference = layer(scheme)
+    assert torch.equal(PackedLinear(reference).weight_matrix(), reference.weight_matrix())
+
+
 def test_a_layer_whose_sums_are_no_integers_has_no_bound():
     assert PackedLinear(layer(Scheme(4, 4, asymmetric=True))).row_sum == 0
     grouped = PackedLinear(layer(Scheme(4, 16, group_size=16)))

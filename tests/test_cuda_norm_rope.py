@@ -8,6 +8,7 @@ from accelerate import cpu_offload
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
 from torch import nn
 
+import adatsq
 from adatsq.cuda import full_size_models, fusing, norm_rope, steps
 from adatsq.cuda.devices import Abilities
 from adatsq.cuda.norm_rope import NormRopeProcessor
@@ -243,6 +244,27 @@ def test_other_attentions_are_what_they_were(change, options, attention):
     found, expected = attention(change, pre_only=pre_only, **options)
     for y, wanted in zip(found, expected):
         assert torch.equal(y, wanted)
+
+
+def test_a_mask_reaches_the_attention():
+    torch.manual_seed(0)
+    attn = FluxAttention(32, heads=2, dim_head=16, pre_only=True).requires_grad_(False)
+    x, rotary = torch.randn(1, 5, 32), tuple(torch.randn(2, 5, 16))
+    mask = torch.rand(1, 1, 5, 5) > 0.3
+    mask |= torch.eye(5, dtype=torch.bool)
+    given = x, None, mask, rotary
+    expected, without = attn(*given), attn(x, None, None, rotary)
+    attn.set_processor(norm_rope.processor_for(attn.processor))
+    assert torch.equal(attn(*given), expected) and not torch.equal(expected, without)
+
+
+def test_accelerate_switches_it_on():
+    pipe = full_size_models.build("flux-dev", "cpu", tiny=True)
+    adatsq.quantize(pipe, solver="rtn", w_bits=4, a_bits=4)
+    blocks = adatsq.accelerate(pipe, verbose=False).transformer.single_transformer_blocks
+    assert all(type(block.attn.processor) is FluxAttnProcessor for block in blocks)
+    adatsq.accelerate(pipe, verbose=False, norm_rope=True)
+    assert all(type(block.attn.processor) is NormRopeProcessor for block in blocks)
 
 
 @pytest.mark.gpu

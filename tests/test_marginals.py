@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 
+from adatsq.cuda.accelerate import accelerate
 from adatsq.marginals import marginal_errors, step_coefficients
 from adatsq.policy import act_layers
 from adatsq.recipes import quantize
@@ -71,6 +72,15 @@ def test_the_error_is_that_of_moving_each_row_by_its_rounding_error(run):
         difference = [moved(pipe, trace, t, module, sign * size * change) for sign in (1, -1)]
         carried = ((difference[0] - difference[1]) / (2 * size)).square().flatten(1).mean(1).sum()
         assert found[t, layer, b] == pytest.approx(float(carried), rel=0.4)
+
+
+@pytest.mark.parametrize("family", ["flux", "zimage", "wan"], indirect=True)
+def test_packed_layers_that_make_their_activations_have_the_same_errors(family_pipe):
+    trace = record(family_pipe, PROMPTS, num_inference_steps=STEPS, progress=False)
+    pipe = quantize(family_pipe, w_bits=4, a_bits=4, solver="rtn")
+    expected = marginal_errors(pipe, trace, (3, 8), progress=False)
+    found = marginal_errors(accelerate(pipe, verbose=False), trace, (3, 8), progress=False)
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_shape_order_and_batches(run):

@@ -82,15 +82,16 @@ def test_waiting_for_the_cpu_is_a_ratio_above_one(steps):
     assert pd.isna(found.at["adatsq W4A4", "eager"])
 
 
-def test_what_fusing_saves_is_said_where_both_are_measured_as_a_graph(steps):
+def test_variants_are_compared_where_the_same_code_measured_both(steps):
+    steps = steps.assign(model="m, random weights", device="card", commit="new")
     row = ("adatsq unfused", 4, 4, "graph", 125.0, 200, 0.1, None, *[None] * 5)
-    alone = ("adatsq unfused", 4, 8, "graph", 130.0, 200, 0.1, None, *[None] * 5)
-    eager = ("adatsq unfused", 4, 4, "compiled", 300.0, 200, 0.1, None, *[None] * 5)
-    table = pd.concat([steps, pd.DataFrame([row, alone, eager], columns=COLUMNS)])
-    assert tables_speed.fusing(tables_speed.gains(table)) == [
-        "adatsq W4A4: 125.0 ms unfused, 100.0 ms fused (-20.0%)"
-    ]
-    assert tables_speed.fusing(tables_speed.gains(steps)) == []
+    more = pd.DataFrame([row, row, row], columns=COLUMNS)
+    more["model"], more["device"] = "m, random weights", "card"
+    more["commit"], more["a_bits"] = ["new", "old", "new"], [4, 4, 8]  # the last has no default beside it
+    by_default, fast, unfused = tables_speed.variants(pd.concat([steps, more]))
+    assert by_default == f"*adatsq*: {tables_speed.VARIANTS['adatsq']}"
+    assert fast == f"*adatsq fast sums*: {tables_speed.VARIANTS['adatsq fast sums']}"  # no W3A3 by default
+    assert unfused.endswith("; m W4A4 125.0 ms, 100.0 ms by default") and unfused.count(";") == 1
 
 
 def test_an_aim_is_reached_from_it_on():

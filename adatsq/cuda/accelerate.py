@@ -29,9 +29,10 @@ def accelerate(
     are cut off to 14 bits (`exact`). verbose: print what this device uses, and why. graphs: record each call
     of the transformer as a CUDA graph (`graphs`), which pays from the second picture on. fuse: compute
     activation functions of feed-forwards while the next linear's input is rounded (`fusing`); hooks on these
-    linears then see what the function is to be applied to (`PackedLinear.activations_of` does).
+    linears then see what the function is to be applied to (`PackedLinear.activations_of` does it), hooks on
+    the functions' modules nothing, and a later call with False leaves it so.
     norm_rope: let Flux's single blocks norm and rotate query and key in one pass (`norm_rope`), without calls
-    of the norms' modules; off, because it is not measured on a GPU yet.
+    of the norms' modules; off, because it is not measured on a GPU yet; of other transformers it is nothing.
 
     Raises ValueError if the pipeline is not quantized.
     """
@@ -41,6 +42,7 @@ def accelerate(
         raise ValueError("this pipeline is not quantized: call adatsq.quantize, or adatsq.load, first")
     for name, layer in layers.items():
         if isinstance(layer, PackedLinear):
+            layer.fast_accumulation = fast_accumulation
             if devices.abilities(layer.planes.device).e4m3:
                 layer.find_row_sum()
         elif layer.w_bits < 16:

@@ -25,12 +25,11 @@ from adatsq.cuda import activations, devices, exact, few_rows_table, packing, pr
 from adatsq.cuda.linear import PackedLinear, packed_linear
 from adatsq.cuda.prologue import GELU, rows_of
 from adatsq.cuda.shapes import MODULATION, SHAPES, TINY, TINY_MODULATION, Shape
-from adatsq.cuda.timing import bandwidth, milliseconds
+from adatsq.cuda.timing import MODES, bandwidth, milliseconds
 from adatsq.files import write_text
 from adatsq.replacement import MODULATION_GROUP
 from adatsq.scheme import Scheme, quantized
 
-MODES = ("eager", "compiled", "graph")  # of whole steps; the last is compiled, and its call a CUDA graph
 CASES = ((4, 4), (3, 3), (3, 4), (4, 8), (8, 8))  # weight and activation bits
 
 

@@ -12,7 +12,8 @@ Four things must hold.
    all addends are aligned to the largest, 2^e say, and what lies below 2^(e-13) is cut off. While every
    partial sum is below 2^14 in size, e is at most 13, and what is cut off lies below 1: nothing, of integers.
    This is no documented promise. `check` tries it on the device at hand, with sums of up to 2^14 - 1 in many
-   orders. Where promotion follows (4.) we ask for 2^13 all the same: 4 and 4 bits need no more.
+   orders. Where promotion follows (4.) we ask for 2^13 all the same: 4 and 4 bits need no more; 4 and 5
+   bits (13,440) go to the int8 tensor cores.
 4. Sums outside. With `use_fast_accum=False` the accumulator is added to a float32 register at least every 128
    values of k, and starts anew. The float32 sums are exact up to 2^24.
 

@@ -112,6 +112,10 @@ class PackedLinear(QuantLinear):
         self._bits[3] = 0  # of other planes
         super()._load_from_state_dict(*args)
 
+    def integer_codes(self) -> Tensor:
+        """int8 (out, in), unpacked anew at each call."""
+        return files.unpack(self.file_planes(), self.w_bits, (self.out_features, self.in_features))
+
     def file_planes(self) -> Tensor:
         """The planes as a saved file has them (`adatsq.packing.pack`)."""
         return packing.trimmed(self.planes, (self.out_features, self.in_features))
@@ -122,7 +126,10 @@ class PackedLinear(QuantLinear):
 
     def forward(self, x: Tensor, second: Tensor | None = None, prologue: str = NONE) -> Tensor:
         """x (..., in) -> (..., out), in x's dtype. NaN and infinity are found at the end of the transformer's
-        call (`check_finite`). second, prologue: what makes the activations of x (`prologue.rows_of`)."""
+        call (`check_finite`). second, prologue: what makes the activations of x (`prologue.rows_of`).
+        Raises ValueError if these are not as wide as the weights."""
+        if (wide := width(prologue, x, second)) != self.in_features:  # does a hook change what it is given?
+            raise ValueError(f"layer {self.name or '(unnamed)'} has {self.in_features} inputs, not {wide}")
         if self.down is not None:  # which reads them too
             x, second, prologue = rows_of(prologue, x, second), None, NONE
         y = packed_linear(

@@ -7,7 +7,7 @@ y. So y is closer to what the integers stand for than the reference in bfloat16 
 s_w code to bfloat16 (relative error up to 2^-9), and the product, before it multiplies by s_x.
 
 FP8 by `torch._scaled_mm` with a scale per row of both, in the slow accumulation mode unless `exact` knows the
-fast one to be exact for the layer's weights. It costs 10% of the product on an H200, and the fast mode is
+fast one to be exact for the layer's weights. The slow one takes longer (cuda-shapes.csv); the fast one is
 otherwise wrong for one-sided inputs, by about 2^-13 of the largest partial sum; whoever accepts that may
 choose it (`accelerate(fast_accumulation=True)`).
 """

@@ -28,7 +28,7 @@ from adatsq.cuda import devices, graphs, packing
 from adatsq.cuda.full_size_models import build
 from adatsq.cuda.kernel_times import kernel_ms
 from adatsq.cuda.measuring import Rows, tensor_bytes, versions
-from adatsq.cuda.timing import milliseconds
+from adatsq.cuda.timing import MODES, milliseconds
 from adatsq.models import quantizable
 from adatsq.peers.steps import NOT_HERE, PEERS, Peer
 
@@ -252,7 +252,8 @@ def shown(table: pd.DataFrame) -> str:
 
 
 def chosen(only: str) -> list[str]:
-    """Methods that a part of "a,b,c" names, or that contain one which is no name. ValueError if none does."""
+    """Methods named in "a,b,c"; a part that is no whole name chooses all names that contain it. ValueError if
+    none is chosen."""
     ours = (f"adatsq W{w_bits}{way}" for w_bits in OURS for way in WAYS)
     names = ("bf16", *ours, *PEERS, *NOT_HERE)
     parts = only.split(",")
@@ -270,9 +271,12 @@ def run(options: argparse.Namespace, device: torch.device) -> pd.DataFrame:
     name = f"{options.model}{'-tiny' if options.cpu else ''}, random weights"
     fixed = {"model": name, "seed": 0, "n": options.repeats, "failed": "", **versions(device, options.commit)}
     rows = Rows(options.output, fixed, keys=("model", "method", "w_bits", "a_bits", "mode", "device"))
-    steps = Steps(options.model, device, rows, options.cpu, options.repeats, options.modes, options.profile)
+    modes = [mode for mode in MODES if mode in options.modes]  # each one changes the transformer for the next
+    steps = Steps(options.model, device, rows, options.cpu, options.repeats, modes, options.profile)
     for name in chosen(options.only):
         start = time.perf_counter()
+        if name.endswith(" norm rope") and options.model != "flux-dev":
+            continue  # which is nothing there
         if name == "bf16":
             steps.bf16()
         elif name in PEERS:

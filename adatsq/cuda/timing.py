@@ -6,6 +6,8 @@ from time import perf_counter
 
 import torch
 
+MODES = ("eager", "compiled", "graph")  # of whole steps; the last is compiled, and its call a CUDA graph
+
 
 def milliseconds(
     function: Callable[[], object], device: torch.device, repeats: int = 30, warm_up: int = 5

@@ -44,10 +44,11 @@ def full_size_times() -> str:
         "**Measured at full size, with random weights**: the transformer has the real shapes, so seconds "
         "and memory hold; pictures mean nothing. The runs: "
         + evidence.full_size_runs(DATA / "results")
-        + ". One calibration prompt; text encoders are small ones; guidance that takes a second call of the "
-        "transformer is off, and the Fisher information recomputes activations (diffusers' gradient "
-        "checkpointing). From `data/results/full-size.csv`, seconds and the most "
-        "that tensors took at once, in GB of 10⁹ bytes; a part without numbers was not run:\n\n"
+        + ". As the command has it by default: one calibration prompt, small text encoders, guidance that "
+        "takes a second call of the transformer off, and what `adatsq.load(packed=True)` gives, without the "
+        "fused activation functions of `adatsq.accelerate`. The Fisher information recomputes activations "
+        "(diffusers' gradient checkpointing). From `data/results/full-size.csv`, seconds and the most that "
+        "tensors took at once, in GB of 10⁹ bytes; a part without numbers was not run:\n\n"
         + evidence.markdown(table)
         + "\n\nThe transformer's tensors, and the pipeline's folder with small text encoders, in GB:\n\n"
         + evidence.markdown(evidence.full_size_bytes(DATA / "results"), digits=2)
