@@ -35,7 +35,10 @@ def quality(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, title
     """
     known = table[table.method != "fp"].dropna(subset=[x, y])
     widths = [w_bits for w_bits in MARKERS if (known.w_bits == w_bits).any()] or list(MARKERS)[:1]
-    figure, axes = plt.subplots(len(widths), 1, figsize=(7.0, 0.5 + 2.9 * len(widths)), squeeze=False)
+    # as high as all names, should they stand in one column
+    heights = [max(2.9, 0.9 + 0.125 * (known.w_bits == w_bits).sum()) for w_bits in widths]
+    size, ratios = (7.0, 0.5 + sum(heights)), {"height_ratios": heights}
+    figure, axes = plt.subplots(len(widths), 1, figsize=size, squeeze=False, gridspec_kw=ratios)
     full = table[table.method == "fp"][y].dropna()
     for ax, w_bits in zip(axes[:, 0], widths):
         rows = known[known.w_bits == w_bits]
