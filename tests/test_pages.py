@@ -123,7 +123,7 @@ def test_every_page_has_something_to_try_with_its_answer_folded(page):
     assert (page.stem in LOOKED_UP) != bool(re.search(TRY, text)), "a page that teaches has one thing to try"
 
 
-TRY = r"(?m)^```\{admonition\} (Try it|Answer).*\n:class: dropdown$"
+TRY = r"(?m)^```\{admonition\} Answer\n:class: dropdown$"
 EQUATION = re.compile(r"\$\$.+?\$\$", re.DOTALL)
 
 
