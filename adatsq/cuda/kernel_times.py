@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+# What stands in a kernel's name, in the order in which it is looked for. All else is elementwise, or small.
 KINDS = {
     "attention": ("sdpa", "attention", "flash", "fmha"),
     "unpack": ("_unpack",),

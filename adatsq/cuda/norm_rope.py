@@ -37,13 +37,14 @@ def norm_rope(
     On a device with Triton by its kernel, in bfloat16, float16 and float32 and for D a power of two from 16
     to 256; without a gradient, for which plain torch is taken.
     """
-    tensors = query, key, query_weight, key_weight, cos, sin
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return (
-            by_definition(query, query_weight, cos, sin, eps),
-            by_definition(key, key_weight, cos, sin, eps),
-        )
-    return torch.ops.adatsq.norm_rope.default(*tensors, eps)
+    given = query, key, query_weight, key_weight, cos, sin
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+        return _in_torch(*given, eps)
+    return torch.ops.adatsq.norm_rope.default(*given, eps)
+
+
+def _in_torch(query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tensor, *rest):
+    return by_definition(query, query_weight, *rest), by_definition(key, key_weight, *rest)
 
 
 # Defined by its schema, and in any layout, as the operator of `linear` is, and for its reasons.
@@ -56,22 +57,15 @@ torch.library.define(
 
 
 @torch.library.impl(OPERATOR, "default")
-def _norm_rope(
-    query: Tensor,
-    key: Tensor,
-    query_weight: Tensor,
-    key_weight: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
+def _norm_rope(*given) -> tuple[Tensor, Tensor]:
+    query, key, _, _, cos, sin, _ = given
     if devices.abilities(query.device).triton:
         from adatsq.cuda import norm_rope_kernel
 
         if norm_rope_kernel.fits(query, key, cos, sin):
             with torch.cuda.device_of(query):  # where Triton launches its kernels
-                return norm_rope_kernel.norm_and_rotate(query, key, query_weight, key_weight, cos, sin, eps)
-    return by_definition(query, query_weight, cos, sin, eps), by_definition(key, key_weight, cos, sin, eps)
+                return norm_rope_kernel.norm_and_rotate(*given)
+    return _in_torch(*given)
 
 
 @torch.library.register_fake(OPERATOR)

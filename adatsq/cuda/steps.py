@@ -237,7 +237,6 @@ class Steps:
             torch.cuda.empty_cache()
 
 
-# What stands in a kernel's name, in the order in which it is looked for. All else is elementwise, or small.
 def with_gains(table: pd.DataFrame) -> pd.DataFrame:
     """gain: how many times as fast as bfloat16 of the same model, device and mode."""
     plain = table[table["method"] == "bf16"].set_index(["model", "device", "mode"])
