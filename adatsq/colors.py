@@ -22,6 +22,7 @@ METHOD_COLORS = {
     "hadamard+gptq+lagrangian": "#4242AD",
     "hadamard+gptq+prices": "#69F2C4",
     "hadamard+gptq+widths": "#5008FC",
+    "hadamard+gptq+widths-average": "#6C60FC",
     "adatsq+plain": "#FF8593",
     "adatsq+plain+search": "#142B3B",
     "adatsq+smoothquant": "#E8C15E",

@@ -36,6 +36,7 @@ ORDER = (
     "hadamard+gptq+lagrangian",
     "hadamard+gptq+prices",
     "hadamard+gptq+widths",
+    "hadamard+gptq+widths-average",
     "adatsq+plain",
     "adatsq+plain+search",
     "adatsq+smoothquant",
@@ -59,6 +60,12 @@ BASES = {
     "hadamard+gptq+lagrangian": ("hadamard", "hadamard+gptq+search"),
     "hadamard+gptq+prices": ("hadamard", "hadamard+gptq+search", "hadamard+gptq+lagrangian"),
     "hadamard+gptq+widths": ("hadamard", "hadamard+gptq+search", "hadamard+gptq+lagrangian"),
+    "hadamard+gptq+widths-average": (
+        "hadamard",
+        "hadamard+gptq+search",
+        "hadamard+gptq+lagrangian",
+        "hadamard+gptq+widths",
+    ),
     "adatsq+plain": ("gptq",),
     "adatsq+plain+search": ("gptq", "adatsq+plain"),
     "adatsq+smoothquant": ("smoothquant", "smoothquant+gptq"),
@@ -88,6 +95,7 @@ POLICIES = (
     "rtn+search",
     "hadamard+gptq+search",
     "hadamard+gptq+lagrangian",
+    "hadamard+gptq+widths",
     "adatsq",
 )  # only at the same budget
 PLACE = [*KEY, "prompt", "picture", "category"]  # columns of NAME-images.csv that say what a row is of

@@ -53,6 +53,9 @@ SEARCHED = {
         budgets=LOWEST,
         options={"a_bits": MORE_BITS, "weights": "flops", "at_end": True},
     ),
+    "hadamard+gptq+widths-average": Searched(
+        "hadamard+gptq", "lagrangian", budgets=LOWEST, options={"a_bits": MORE_BITS, "at_end": True}
+    ),
     "adatsq+plain+search": Searched("adatsq+plain", budgets=LOWEST),
     "adatsq+smoothquant+search": Searched("adatsq+smoothquant", budgets=LOWEST),
     "adatsq+svdquant+search": Searched("adatsq+svdquant", budgets=LOWEST),

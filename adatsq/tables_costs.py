@@ -19,6 +19,7 @@ SHOWN = (  # methods whose seconds and memory the page shows
     "hadamard+gptq+lagrangian",
     "hadamard+gptq+prices",
     "hadamard+gptq+widths",
+    "hadamard+gptq+widths-average",
     "adatsq-weights",
     "adatsq",
     "adatsq+ladder",

@@ -27,10 +27,12 @@ PAIRS = (
     ("hadamard+gptq", "hadamard+gptq+lagrangian"),
     ("hadamard+gptq", "hadamard+gptq+prices"),
     ("hadamard+gptq", "hadamard+gptq+widths"),
+    ("hadamard+gptq", "hadamard+gptq+widths-average"),
     ("hadamard+gptq", "adatsq+lagrangian"),
     ("hadamard+gptq+search", "hadamard+gptq+lagrangian"),
     ("hadamard+gptq+search", "hadamard+gptq+prices"),
     ("hadamard+gptq+search", "hadamard+gptq+widths"),
+    ("hadamard+gptq+search", "hadamard+gptq+widths-average"),
     ("adatsq", "adatsq+lagrangian"),
 )
 FROM = {"uniform 3": "fixed 3 bits", "paper": "the paper's search"}  # whose gap it is

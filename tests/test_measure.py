@@ -114,10 +114,10 @@ def test_missing_rows_are_listed_and_nothing_runs(tmp_path, monkeypatch, capsys)
 
     said = lines()
     assert list(said) == [f"m {job}" for job in measure.JOBS]
-    assert said["m benchmark"].startswith("64 missing, about ")
+    assert said["m benchmark"].startswith("66 missing, about ")
     assert (
         "s on one H200: fp; rtn W4A4;" in said["m benchmark"]
-    )  # 17 methods at two widths, 7 searched at three budgets, 4 at two
+    )  # 17 methods at two widths, 7 searched at three budgets, 5 at two
     extra = {job for job, line in said.items() if "missing, extra" in line}
     assert extra == {"m ablation-w3", "m ablation-w4", "m sweep"}  # not the paper's model
     assert (
