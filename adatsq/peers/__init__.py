@@ -26,6 +26,7 @@ from adatsq.rows import Setting, score, scored, timed
 @dataclass(frozen=True)
 class Peer:
     """quantize(pipe, layers, w_bits, a_bits, trace): in place; trace() records the calibration run.
+    Returns the average activation bits of layers of role "act" where these are not a_bits, else None.
 
     distribution, module: what to install, and to import. bits: (w_bits, a_bits) of its rows.
     """
@@ -93,10 +94,9 @@ def row(setting: Setting, reference, method: str, w_bits: int, a_bits: int, trac
     rest = stored.kept(pipe.transformer, layers)
     if method in CALIBRATED:
         trace()  # recorded once for all, so not in the seconds of the first
-    _, seconds = timed(PEERS[method].quantize, pipe, layers, w_bits, a_bits, trace)
-    facts = {"quantize_s": seconds, **stored.size(pipe.transformer, layers, rest), "average_bits": a_bits}
-    if method == "modelopt" and a_bits < 16:
-        facts["average_bits"] = modelopt.activation_bits(pipe.transformer, layers)
+    average, seconds = timed(PEERS[method].quantize, pipe, layers, w_bits, a_bits, trace)
+    facts = {"quantize_s": seconds, **stored.size(pipe.transformer, layers, rest)}
+    facts["average_bits"] = a_bits if average is None else average
     images = setting.draw(pipe, setting.evaluation, setting.pictures)
     said = score(setting, images, reference, method, w_bits, a_bits, facts)
     bits, short = facts["effective_w_bits"], facts["effective_w_bits_16_bit_scales"]

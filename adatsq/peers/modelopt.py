@@ -22,9 +22,15 @@ INT4 = {
 INPUT = {"quantizer_name": "*input_quantizer", "cfg": {"num_bits": 8, "axis": None}}
 
 
-def modelopt(pipe, layers, w_bits: int, a_bits: int, trace) -> None:
+def modelopt(pipe, layers, w_bits: int, a_bits: int, trace) -> float | None:
     import modelopt.torch.quantization as library
+    from modelopt.torch.quantization.nn import QuantModuleRegistry
 
+    # Attention's own operands stay as they are for all methods. Where onnx is installed, the library would
+    # put an attention in the place of diffusers' that has no gradient.
+    for kind in {type(module) for module in pipe.transformer.modules()}:
+        if kind in QuantModuleRegistry and not issubclass(kind, torch.nn.Linear):
+            library.unregister(kind)
     transformer, inside = pipe.transformer, {layer.name for layer in layers}
     weight = [{"quant_cfg": [OFF, bits], "algorithm": "max"} for bits in (INT4, INT8)]
     both = [{"quant_cfg": [OFF, bits, INPUT], "algorithm": "max"} for bits in (INT4, INT8)]
@@ -55,6 +61,7 @@ def modelopt(pipe, layers, w_bits: int, a_bits: int, trace) -> None:
             num_score_steps=steps,
         )
     transformer.requires_grad_(False)
+    return None if a_bits == 16 else activation_bits(transformer, layers)
 
 
 def _loss(output: torch.Tensor, t: int) -> torch.Tensor:

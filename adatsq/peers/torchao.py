@@ -4,18 +4,26 @@ int8 weights have a scale per row; int4 weights one per group of 128, with int8 
 chooses (`stored.group_of` for rows that these do not divide). The int4 integers are kept in its unpacked
 layout, a byte each, and effective bits count that byte: its packed ones need CUDA, bfloat16 and rows of 1024
 values (tinygemm), or a kernel library of its own.
+
+Its products of int8 weights and int8 activations need inputs and outputs in multiples of 8; all others it
+takes to the CPU, in int32, at every call. Such layers have int8 weights alone here.
 """
 
 from adatsq.peers.stored import group_of
 
 
-def torchao(pipe, layers, w_bits: int, a_bits: int, trace) -> None:
+def torchao(pipe, layers, w_bits: int, a_bits: int, trace) -> float | None:
     import torch
     from torchao import quantization as library
     from torchao.quantization.granularity import PerGroup
 
+    acts = [layer for layer in layers if layer.role == "act"]
+    on_cpu = {layer.name for layer in acts if layer.in_features % 8 or layer.out_features % 8}
+    if (w_bits, a_bits) != (8, 8):
+        on_cpu = set()
+
     def config(layer):
-        alone = a_bits == 16 or layer.role == "weight"
+        alone = a_bits == 16 or layer.role == "weight" or layer.name in on_cpu
         if w_bits == 8:
             return (
                 library.Int8WeightOnlyConfig() if alone else library.Int8DynamicActivationInt8WeightConfig()
@@ -29,3 +37,4 @@ def torchao(pipe, layers, w_bits: int, a_bits: int, trace) -> None:
 
     for layer in layers:
         library.quantize_(pipe.transformer, config(layer), lambda _, name, wanted=layer.name: name == wanted)
+    return a_bits + (16 - a_bits) * len(on_cpu) / len(acts) if on_cpu else None
