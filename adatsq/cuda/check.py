@@ -17,7 +17,7 @@ from diffusers.models.transformers import transformer_flux, transformer_z_image
 from torch import Tensor, nn
 
 from adatsq import integer
-from adatsq.cuda import activations, devices, exact, packing, products, prologue
+from adatsq.cuda import activations, devices, exact, packing, products, prologue, together
 from adatsq.cuda.fusing import fuse
 from adatsq.cuda.linear import FEW, PackedLinear
 from adatsq.cuda.norm_rope import norm_rope
