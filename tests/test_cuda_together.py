@@ -11,7 +11,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import adatsq
-from adatsq.cuda import activations, devices, full_size_models, products, sharing, steps, together
+from adatsq.cuda import activations, devices, full_size_models, graphs, products, sharing, steps, together
 from adatsq.cuda.devices import Abilities
 from adatsq.cuda.linear import PackedLinear
 from adatsq.scheme import Scheme
@@ -320,6 +320,21 @@ def test_one_graph_for_all_blocks_and_bits(backend):
                 block.set_bits(*bits)
                 assert equal(block(x), block.apart(x))
     assert counter.frame_count == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_graph_for_each_assignment_of_bits():
+    block = Block(inputs=256).cuda().bfloat16()
+    plain = copy.deepcopy(block)
+    kept = graphs.record_calls(block)
+    with torch.no_grad():
+        for bits in (*BITS, *BITS):
+            block.set_bits(*bits), plain.set_bits(*bits)
+            for _ in range(2):
+                x = torch.randn(5, 256, device="cuda", dtype=bf16)
+                assert equal(block(x), plain.apart(x)), bits
+    assert len(kept.recorded) == len(BITS) and all(kept.recorded.values())
 
 
 @pytest.fixture
