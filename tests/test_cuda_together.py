@@ -1,17 +1,14 @@
-"""Linears as one product: to the bit what they answer one by one, and one by one where that is needed."""
+"""Linears as one product: to the bit what they answer one by one."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import cpu_offload
 from test_cuda_linear import layer
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-import adatsq
-from adatsq.cuda import activations, devices, full_size_models, graphs, products, sharing, steps, together
+from adatsq.cuda import activations, devices, graphs, products, sharing, together
 from adatsq.cuda.devices import Abilities
 from adatsq.cuda.linear import PackedLinear
 from adatsq.scheme import Scheme
@@ -55,19 +52,6 @@ class Block(nn.Module):
 
     def forward(self, x):
         return together.linears(self.layers, x)
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """Of the operator."""
-    seen, right = [], together.packed_linears
-
-    def packed_linears(*args):
-        seen.append(1)
-        return right(*args)
-
-    monkeypatch.setattr(together, "packed_linears", packed_linears)
-    return seen
 
 
 @pytest.fixture(params=["cpu", "cpu, e4m3", GPU])
@@ -207,72 +191,6 @@ def test_what_is_not_finite_is_noted():
         assert block.layers[0].finite
 
 
-def replaced(block, n, **options):
-    scheme = {"rotation": True, "a_clip": True, **options.pop("scheme", {})}
-    w_bits = options.pop("w_bits", 4)
-    block.layers[n] = PackedLinear(layer(Scheme(w_bits, 4, **scheme), 64, OUTPUTS[n], **options))
-
-
-def group_offloaded(block):
-    from diffusers.hooks import apply_group_offloading
-
-    cpu = torch.device("cpu")
-    apply_group_offloading(block, onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda block: block.layers[2].register_forward_hook(lambda *args: None),
-        lambda block: block.layers[2].register_forward_pre_hook(lambda *args: None),
-        lambda block: cpu_offload(block, "cpu", offload_buffers=True),
-        group_offloaded,
-        lambda block: replaced(block, 1, w_bits=3),
-        lambda block: replaced(block, 1, bias=False),
-        lambda block: replaced(block, 3, scheme={"rank": 4}),
-        lambda block: replaced(block, 3, scheme={"asymmetric": True}),
-        lambda block: replaced(block, 3, scheme={"a_clip": 0.9}),
-        lambda block: replaced(block, 3, scheme={"a_clip": 1.0}),  # which is no True
-        lambda block: replaced(block, 0, scheme={"seed": 3}),
-        lambda block: replaced(block, 0, scheme={"rotation": False}),
-        lambda block: replaced(block, 0, smoothing=torch.rand(64) + 0.5),
-        lambda block: setattr(block.layers[1], "fast_accumulation", True),
-        lambda block: block.layers.__setitem__(1, nn.Linear(64, 64)),
-        lambda block: setattr(block.layers[1], "bias", block.layers[1].bias.to(bf16)),
-    ],
-    ids=[
-        "hook",
-        "hook before",
-        "offloaded",
-        "offloaded by diffusers",
-        "other weight bits",
-        "no bias",
-        "low rank",
-        "asymmetric",
-        "other clipping",
-        "no clipping",
-        "other rotation",
-        "no rotation",
-        "smoothing",
-        "fast sums",
-        "not packed",
-        "bias of another dtype",
-    ],
-)
-def test_layers_that_differ_are_called_one_by_one(change, calls):
-    block, x = Block(), torch.randn(5, 64)
-    change(block)
-    assert equal(block(x), block.apart(x)) and not calls
-
-
-def test_odd_inputs_are_products_of_their_own(calls):
-    block = Block(inputs=36)
-    x = torch.randn(5, 36)
-    assert equal(block(x), block.apart(x)) and not calls
-    with pytest.raises(ValueError, match="linear 0 has 36 inputs, not 64"):
-        block(torch.randn(5, 64))
-
-
 def test_nothing_is_out_of_date(calls):
     """Scales, biases and planes that are loaded, converted, replaced, or written to unseen."""
     block, x = Block(), torch.randn(5, 64)
@@ -335,103 +253,3 @@ def test_a_cuda_graph_for_each_assignment_of_bits():
                 x = torch.randn(5, 256, device="cuda", dtype=bf16)
                 assert equal(block(x), plain.apart(x)), bits
     assert len(kept.recorded) == len(BITS) and all(kept.recorded.values())
-
-
-@pytest.fixture
-def flux():
-    """transformer(**options): a tiny quantized Flux, accelerated with these; and the arguments of a step."""
-    pipe = full_size_models.build("flux-dev", "cpu", tiny=True)
-    adatsq.quantize(pipe, solver="rtn", w_bits=4, a_bits=4)
-    arguments = steps.inputs("flux-dev", pipe.transformer, torch.device("cpu"), tiny=True)
-
-    def transformer(**options):
-        made = SimpleNamespace(transformer=copy.deepcopy(pipe.transformer))
-        return adatsq.accelerate(made, verbose=False, **options).transformer
-
-    return transformer, arguments
-
-
-def packed_layers(transformer):
-    return [m for m in transformer.modules() if isinstance(m, PackedLinear) and "norm" not in m.name]
-
-
-@pytest.mark.parametrize(
-    "fuse", [True, ["products"], ("activations", "norm_rope"), {"activations", "products"}, "norm_rope"]
-)
-def test_a_transformer_answers_the_same(fuse, flux, calls):
-    build, arguments = flux
-    plain, fused = build(fuse=False), build(fuse=fuse)
-    blocks, rng = len(fused.single_transformer_blocks), torch.Generator().manual_seed(0)
-    for bits in (4, 3, 16, None, None):  # None: other bits for each layer
-        for one, two in zip(packed_layers(plain), packed_layers(fused), strict=True):
-            one.a_bits = two.a_bits = bits or (3, 4, 8)[int(torch.randint(3, (), generator=rng))]
-        calls.clear()
-        assert torch.equal(steps.answer(fused, arguments), steps.answer(plain, arguments))
-        assert len(calls) == (blocks if fuse is True or "products" in fuse else 0)
-    assert list(fused.state_dict()) == list(plain.state_dict())
-
-
-def test_compiled_blocks_follow_their_bits(flux):
-    build, arguments = flux
-    counts = []
-    for fuse in (False, True):
-        torch._dynamo.reset()
-        transformer, counter = build(fuse=fuse), CompileCounterWithBackend("aot_eager")
-        eager = copy.deepcopy(transformer)
-        transformer.compile_repeated_blocks(backend=counter, fullgraph=True)
-        for bits in (4, 3, 8, 16):
-            for n, (one, two) in enumerate(zip(packed_layers(eager), packed_layers(transformer))):
-                one.a_bits = two.a_bits = bits if n % 5 else 5
-            expected = steps.answer(eager, arguments)
-            assert (steps.answer(transformer, arguments) - expected).norm() <= 1e-2 * expected.norm()
-        counts.append(counter.frame_count)
-    assert counts[0] == counts[1] > 0
-
-
-def test_a_hook_on_a_linear_or_the_attention_is_called(flux, calls):
-    build, arguments = flux
-    transformer, seen = build(), []
-    expected = steps.answer(transformer, arguments)
-    calls.clear()
-    first, second, *rest = transformer.single_transformer_blocks
-    first.attn.to_k.register_forward_hook(lambda module, args, output: seen.append(output.shape[-1]))
-    second.attn.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(sorted(kwargs)), with_kwargs=True
-    )
-    assert torch.equal(steps.answer(transformer, arguments), expected)
-    assert seen == [first.attn.to_k.out_features, ["hidden_states", "image_rotary_emb"]]
-    assert len(calls) == len(rest)
-
-
-def test_a_processor_of_the_users_is_given_what_it_always_was(flux, calls):
-    from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
-
-    class Mine(FluxAttnProcessor):
-        pass
-
-    build, arguments = flux
-    transformer = build()
-    expected = steps.answer(transformer, arguments)
-    calls.clear()
-    for block in transformer.single_transformer_blocks:
-        block.attn.set_processor(Mine())
-    adatsq.accelerate(SimpleNamespace(transformer=transformer), verbose=False)
-    assert torch.equal(steps.answer(transformer, arguments), expected) and not calls
-
-
-def test_an_offloaded_transformer_answers_the_same(flux):
-    build, arguments = flux
-    transformer = build()
-    expected = steps.answer(transformer, arguments)
-    cpu_offload(transformer, "cpu", offload_buffers=True)
-    for _ in range(2):
-        assert torch.equal(steps.answer(transformer, arguments), expected)
-    assert transformer.single_transformer_blocks[0].attn.to_q.planes.is_meta
-
-
-@pytest.mark.parametrize("fuse", ["all", ["activations", "rope"], [True]])
-def test_an_unknown_name_is_refused_before_anything_is_done(fuse, tiny_pipe):
-    adatsq.quantize(tiny_pipe, solver="rtn", w_bits=4)
-    with pytest.raises(ValueError, match=r"fuse has .*: choose of activations, norm_rope, products"):
-        adatsq.accelerate(tiny_pipe, verbose=False, fuse=fuse)
-    assert not any(isinstance(m, PackedLinear) for m in tiny_pipe.transformer.modules())
