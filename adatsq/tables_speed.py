@@ -95,8 +95,12 @@ VARIANTS = {  # of ours, by the method's name in the table
     "adatsq": "what `adatsq.accelerate` makes by default",
     "adatsq fast sums": "the products' faster mode everywhere, also where it is not known to be exact",
     "adatsq unfused": "activation functions of feed-forwards are kernels of their own, where the default "
-    "computes them while the next linear's input is rounded",
-    "adatsq norm rope": "query and key of Flux's single blocks are normed and rotated in one kernel",
+    "computes them while the next linear's input is rounded, and norms and products of Flux's single blocks "
+    "are separate too",
+    "adatsq separate norm": "query and key of Flux's single blocks are normed and rotated by kernels of "
+    "their own, where the default has one for both",
+    "adatsq separate products": "the linears of Flux's single blocks that read the same tokens are products "
+    "of their own, where the default has one for all",
 }
 
 

@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 from adatsq import models
 
 # Fixtures of the other families, for Triton kernels, and for pages.
-pytest_plugins = ["families", "triton_device", "chromium"]
+pytest_plugins = ["families", "triton_device", "operator_calls", "chromium"]
 
 SAMPLING = {
     "height": 32,

@@ -8,10 +8,9 @@ from accelerate import cpu_offload
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
 from torch import nn
 
-import adatsq
-from adatsq.cuda import full_size_models, fusing, norm_rope, steps
+from adatsq.cuda import full_size_models, fusing, norm_rope, single_attention, steps
 from adatsq.cuda.devices import Abilities
-from adatsq.cuda.norm_rope import NormRopeProcessor
+from adatsq.cuda.single_attention import SingleProcessor
 
 EPS = 1e-6
 bf16, f16, f32 = torch.bfloat16, torch.float16, torch.float32
@@ -161,13 +160,13 @@ def test_a_transformer_answers_the_same(triton_here, kernels):
     transformer.single_transformer_blocks[0].attn.set_attention_backend("native")
     assert fusing.norm_and_rotate_together(transformer) == len(transformer.single_transformer_blocks)
     found = processors(transformer)
-    assert all(type(processor) is NormRopeProcessor for processor in found)
+    assert all(type(processor) is SingleProcessor for processor in found)
     assert found[0]._attention_backend == "native" and found[1]._attention_backend is None
     assert all(type(block.attn.processor) is FluxAttnProcessor for block in transformer.transformer_blocks)
     assert list(transformer.state_dict()) == names
     twin = copy.deepcopy(transformer)
     answer = steps.answer(twin, arguments)
-    assert len(kernels) == len(found) and all(type(p) is NormRopeProcessor for p in processors(twin))
+    assert len(kernels) == len(found) and all(type(p) is SingleProcessor for p in processors(twin))
     torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -188,10 +187,9 @@ def test_a_processor_of_the_users_stays():
     transformer.single_transformer_blocks[0].attn.set_processor(mine)
     fusing.norm_and_rotate_together(transformer)
     first, *others = processors(transformer)
-    assert first is mine and others and all(type(p) is NormRopeProcessor for p in others)
-    again = processors(transformer)
+    assert first is mine and others and all(type(p) is SingleProcessor for p in others)
     fusing.norm_and_rotate_together(transformer)
-    assert all(p is q for p, q in zip(processors(transformer), again))
+    assert processors(transformer)[0] is mine
 
 
 @pytest.fixture
@@ -210,11 +208,11 @@ def attention(monkeypatch):
         table = torch.randn(2, 8 if text else 5, 16)
         given.append(tuple(table) if rotary else None)
         expected = attn(*given)
-        attn.set_processor(norm_rope.processor_for(attn.processor))
-        assert type(attn.processor) is NormRopeProcessor
+        attn.set_processor(single_attention.processor_for(attn.processor, "one_pass"))
+        assert type(attn.processor) is SingleProcessor
         return attn(*given), expected
 
-    monkeypatch.setattr(norm_rope, "norm_rope", called)
+    monkeypatch.setattr(single_attention, "norm_rope", called)
     return answers
 
 
@@ -254,17 +252,8 @@ def test_a_mask_reaches_the_attention():
     mask |= torch.eye(5, dtype=torch.bool)
     given = x, None, mask, rotary
     expected, without = attn(*given), attn(x, None, None, rotary)
-    attn.set_processor(norm_rope.processor_for(attn.processor))
+    attn.set_processor(single_attention.processor_for(attn.processor, "one_pass"))
     assert torch.equal(attn(*given), expected) and not torch.equal(expected, without)
-
-
-def test_accelerate_switches_it_on():
-    pipe = full_size_models.build("flux-dev", "cpu", tiny=True)
-    adatsq.quantize(pipe, solver="rtn", w_bits=4, a_bits=4)
-    blocks = adatsq.accelerate(pipe, verbose=False).transformer.single_transformer_blocks
-    assert all(type(block.attn.processor) is FluxAttnProcessor for block in blocks)
-    adatsq.accelerate(pipe, verbose=False, norm_rope=True)
-    assert all(type(block.attn.processor) is NormRopeProcessor for block in blocks)
 
 
 @pytest.mark.gpu

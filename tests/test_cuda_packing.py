@@ -68,6 +68,37 @@ def test_the_kernel_writes_the_same_bytes(bits, e4m3, kernel_device):
         assert (out[8 * planes.shape[1] :] == 99).all(), "written past the end"
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("e4m3", [False, True])
+@pytest.mark.parametrize("bias", [None, torch.float32, torch.bfloat16])
+def test_layers_are_unpacked_one_after_the_other(bits, e4m3, bias, kernel_device):
+    """Of few and of many programs, with more outputs than a program has words."""
+    from adatsq.cuda.unpack_kernel import unpack_layers
+
+    if e4m3 and bits > 5:
+        pytest.skip("e4m3 holds integers up to 16")
+    dtype = torch.float8_e4m3fn if e4m3 else torch.int8
+    for inputs, outputs in [(32, (300,)), (64, (5, 700, 1)), (96, (96, 32, 32, 32))]:
+        codes = [codes_of((count, inputs), bits) for count in outputs]
+        scales = [torch.rand(count, 1).bfloat16() for count in outputs]
+        biases = [torch.randn(count).to(bias) for count in outputs] if bias else []
+        there = [
+            [t.to(kernel_device) for t in tensors]
+            for tensors in ([packing.pack(each, bits) for each in codes], scales, biases)
+        ]
+        size = sum(outputs) * inputs
+        out = torch.full((size + 4,), 99, dtype=torch.uint8, device=kernel_device)
+        scale, found = unpack_layers(*there, out, e4m3)
+        expected = torch.cat(codes).float() * (2.0**-9 if e4m3 else 1)
+        assert torch.equal(out[:size].view(dtype).view(-1, inputs).float().cpu(), expected)
+        assert (out[size:] == 99).all(), "written past the end"
+        assert scale.dtype == torch.float32 and torch.equal(scale.cpu(), torch.cat(scales).float())
+        if bias:
+            assert found.dtype == bias and torch.equal(found.cpu(), torch.cat(biases))
+        else:
+            assert found is None
+
+
 def test_all_layers_share_one_buffer():
     packing.release_buffers()
     small, large = (packing.pack(codes_of(shape, 3), 3) for shape in [(8, 16), (16, 64)])
@@ -75,4 +106,6 @@ def test_all_layers_share_one_buffer():
     assert packing.shared_buffer(small) is first
     second = packing.shared_buffer(large)
     assert packing.shared_buffer(small) is second and second.numel() == 16 * 64
+    both = packing.shared_buffer(large, small)
+    assert packing.shared_buffer(large) is both and both.numel() == 16 * 64 + 8 * 16
     packing.release_buffers()

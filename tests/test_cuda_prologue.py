@@ -85,6 +85,25 @@ def test_the_kernel_rounds_these_rows(kind, inputs, rotated, smooth, kernel_devi
     assert finite.item() == 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rotated", [False, True])
+def test_rows_may_lie_apart(kind, rotated, kernel_device):
+    """Columns of wider tensors are rounded as copies of them, and so are neighbours that lie apart."""
+    from adatsq.cuda.activations_kernel import quantize_rows
+
+    pair = [None if t is None else t.to(kernel_device) for t in tensors(kind, 256)]
+    table = signs(256).to(kernel_device) if rotated else None
+    how = 4, 0.9, table, None, torch.int8, None
+    codes, scale = quantize_rows(pair[0], *how, second=pair[1], prologue=kind)
+    wide = [None if t is None else torch.cat([t + 1, t, t - 1], dim=1) for t in pair]
+    columns = [None if t is None else t[:, t.shape[1] // 3 : -(t.shape[1] // 3)] for t in wide]
+    turned = [None if t is None else t.t().contiguous().t() for t in pair]
+    for x, second in (columns, turned):
+        assert torch.equal(x, pair[0]) and not x.is_contiguous()
+        found, found_scale = quantize_rows(x, *how, second=second, prologue=kind)
+        assert torch.equal(found, codes) and torch.equal(found_scale, scale)
+
+
 @pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -133,3 +152,8 @@ def test_the_kernel_in_cuda_rounds_these_rows(kind, inputs):
     z = rotate(rows_of(kind, x, second).float())
     off = (integer.quantize(z, integer.absmax_scale(z, 4, clip=0.9), 4) - codes).abs()
     assert off.max() <= 1 and off.float().mean() < 1e-2
+    for shift in (0, 8, 5):  # columns of wider tensors; the last are copied, for they are no whole vectors
+        wide = [None if t is None else torch.cat([t[:, :shift], t, t[:, :16]], dim=1) for t in (x, second)]
+        apart = [None if t is None else t[:, shift:-16] for t in wide]
+        found = activations.quantize(apart[0], *how, apart[1], kind)
+        assert torch.equal(found[0], codes) and torch.equal(found[1], scale)

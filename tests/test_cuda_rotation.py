@@ -48,6 +48,16 @@ def test_it_is_for_bfloat16_without_smoothing():
     assert not rotation_kernel.fits(x.float(), None) and not rotation_kernel.fits(x, torch.ones(3072))
 
 
+def test_rows_of_whole_vectors_are_read_where_they_are():
+    wide = torch.arange(5 * 96, dtype=torch.bfloat16).view(5, 96)
+    for x in (wide, wide[:, 8:72], wide[1:, 80:], wide[:1]):
+        assert rotation_kernel.in_vectors(x) is x
+    odd = torch.arange(5 * 97, dtype=torch.bfloat16).view(5, 97)
+    for x in (wide[:, 4:68], odd[:, :64], wide[:, ::3], odd.flatten()[1:481].view(5, 96)):
+        copy = rotation_kernel.in_vectors(x)
+        assert torch.equal(copy, x) and copy.is_contiguous() and copy.data_ptr() % 16 == 0
+
+
 def butterflies(v, bit):
     """Along the last axis: values whose indices differ in this bit become their sum and their difference."""
     i = np.arange(v.shape[-1])

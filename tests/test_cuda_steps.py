@@ -23,7 +23,8 @@ def test_ours_and_bfloat16_are_measured(model, tmp_path):
     table = pd.read_csv(file).set_index(["method", "w_bits", "a_bits"])
     expected = [("bf16", 16, 16)]
     for w, bits in steps.OURS.items():
-        ways = ("fast sums", "unfused", *["norm rope"] * (model == "flux-dev"))
+        ways = ["fast sums", "unfused"]
+        ways += ["separate norm", "separate products"] if model == "flux-dev" else []
         others = [(f"adatsq {way}", w, w) for way in ways]
         expected += [*(("adatsq", w, a) for a in bits), *others]
     assert table.index.tolist() == expected
@@ -49,7 +50,8 @@ def test_what_is_missing_or_fails_is_a_row(tmp_path, monkeypatch):
 
 def test_methods_are_chosen_by_name_or_by_parts_of_names():
     assert steps.chosen("bf16,adatsq W4") == ["bf16", "adatsq W4"]
-    assert steps.chosen("W3") == [f"adatsq W3{way}" for way in ("", " fast", " unfused", " norm rope")]
+    ways = ("", " fast", " unfused", " separate norm", " separate products")
+    assert steps.chosen("W3") == [f"adatsq W3{way}" for way in ways]
     with pytest.raises(ValueError, match="W5"):
         steps.chosen("W5")
 
@@ -70,6 +72,7 @@ def test_what_hopper_cannot_run_is_a_row(tmp_path):
         ("rotate_rows", "round"),
         ("_quantize_rows", "round"),
         ("_unpack_words", "unpack"),
+        ("_unpack_layers", "unpack"),
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop", "attention"),
         ("triton_poi_fused_add_addmm_gelu_0", "rest"),
         ("_norm_rope", "rest"),

@@ -1,10 +1,11 @@
 """A quantized pipeline on packed weights."""
 
+from collections.abc import Collection
+
 from diffusers import DiffusionPipeline
 
 from adatsq.cuda import devices, sharing
-from adatsq.cuda.fusing import fuse as fuse_modules
-from adatsq.cuda.fusing import norm_and_rotate_together
+from adatsq.cuda.fusing import FUSIONS, fusions
 from adatsq.cuda.graphs import record_calls
 from adatsq.cuda.linear import PackedLinear
 from adatsq.linear import QuantLinear
@@ -15,8 +16,7 @@ def accelerate(
     fast_accumulation: bool = False,
     verbose: bool = True,
     graphs: bool = False,
-    fuse: bool = True,
-    norm_rope: bool = False,
+    fuse: bool | Collection[str] = True,
 ) -> DiffusionPipeline:
     """Replace the `QuantLinear`s of pipe.transformer by `PackedLinear`s, in place, and return the pipeline.
 
@@ -27,15 +27,24 @@ def accelerate(
 
     fast_accumulation: FP8 products in the tensor cores' fast mode also where that may not be exact: its sums
     are cut off to 14 bits (`exact`). verbose: print what this device uses, and why. graphs: record each call
-    of the transformer as a CUDA graph (`graphs`), which pays from the second picture on. fuse: compute
-    activation functions of feed-forwards while the next linear's input is rounded (`fusing`); hooks on these
-    linears then see what the function is to be applied to (`PackedLinear.activations_of` does it), hooks on
-    the functions' modules nothing, and a later call with False leaves it so.
-    norm_rope: let Flux's single blocks norm and rotate query and key in one pass (`norm_rope`), without calls
-    of the norms' modules; off, because it is not measured on a GPU yet; of other transformers it is nothing.
+    of the transformer as a CUDA graph (`graphs`), which pays from the second picture on. fuse: what to do in
+    fewer kernels (`fusing`), True for all of these, False for none, or those that are named:
 
-    Raises ValueError if the pipeline is not quantized.
+    "activations": activation functions of feed-forwards, while the next linear's input is rounded. Hooks on
+    these linears then see what the function is to be applied to (`PackedLinear.activations_of` does it),
+    hooks on the functions' modules nothing.
+    "norm_rope": norm and rotation of query and key in Flux's single blocks, without calls of the norms'
+    modules: hooks on these see nothing.
+    "products": queries, keys, values and the feed-forward's first linear of Flux's single blocks, as one
+    product; it includes "activations". Where one of these linears, or the attention, has a hook, all of them
+    are called as ever. A block that is compiled does not see a hook that comes later.
+
+    The last two leave an attention with a processor of yours as it is, and other transformers. A later call
+    with fewer leaves on what is on.
+
+    Raises ValueError if the pipeline is not quantized, or `fuse` has another name.
     """
+    chosen = fusions(fuse)
     transformer = pipe.transformer
     layers = {name: m for name, m in transformer.named_modules() if isinstance(m, QuantLinear)}
     if not layers:
@@ -49,10 +58,8 @@ def accelerate(
             transformer.set_submodule(name, PackedLinear(layer, fast_accumulation))
     layers.clear()
     sharing.assign(transformer, PackedLinear)
-    if fuse:
-        fuse_modules(transformer)
-    if norm_rope:
-        norm_and_rotate_together(transformer)
+    for name in chosen:
+        FUSIONS[name](transformer)
     if graphs:
         record_calls(transformer)
     if verbose:

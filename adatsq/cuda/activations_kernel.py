@@ -59,6 +59,8 @@ def _quantize_rows(
     codes,
     scales,
     finite,
+    x_apart,
+    second_apart,
     largest_code,
     ratio,
     norm,
@@ -81,16 +83,16 @@ def _quantize_rows(
     q = tl.arange(0, Q)[None, None, :]
     column = (b * P + p) * Q + q
     inside = column < INPUTS
-    z = tl.load(x + row * FIRST + column, mask=column < FIRST, other=0.0).to(tl.float32)
+    z = tl.load(x + row * x_apart + column, mask=column < FIRST, other=0.0).to(tl.float32)
     dtype = x.dtype.element_ty
     if PROLOGUE == "gelu":
         z = _gelu(z).to(dtype).to(tl.float32)
     if PROLOGUE == "cat gelu":
-        rest = second + row * (INPUTS - FIRST) + column - FIRST
+        rest = second + row * second_apart + column - FIRST
         other = tl.load(rest, mask=inside & (column >= FIRST), other=0.0).to(tl.float32)
         z = tl.where(column < FIRST, z, _gelu(other).to(dtype).to(tl.float32))
     if PROLOGUE == "swiglu":
-        other = tl.load(second + row * INPUTS + column, mask=inside, other=0.0).to(tl.float32)
+        other = tl.load(second + row * second_apart + column, mask=inside, other=0.0).to(tl.float32)
         z = ((z * tl.sigmoid(z)).to(dtype).to(tl.float32) * other).to(dtype).to(tl.float32)
     if SMOOTH:
         z = tl.div_rn(z, tl.load(smoothing + column, mask=inside, other=1.0).to(tl.float32))
@@ -126,8 +128,10 @@ def quantize_rows(
     second: Tensor | None = None,
     prologue: str = NONE,
 ) -> tuple[Tensor, Tensor]:
-    """`activations.quantize` with the rotation's signs (one block), or None for no rotation."""
-    x = x.contiguous()
+    """`activations.quantize` with the rotation's signs (one block), or None for no rotation.
+
+    Rows of x and of second may lie apart, as columns of a wider tensor do."""
+    x, second = (t if t is None or t.stride(1) == 1 else t.contiguous() for t in (x, second))
     tokens, inputs = len(x), width(prologue, x, second)
     codes = torch.empty(tokens, inputs, dtype=dtype, device=x.device)
     scales = torch.empty(tokens, 1, dtype=torch.float32, device=x.device)
@@ -137,12 +141,14 @@ def quantize_rows(
         b = triton.next_power_of_2(inputs // (p * q))
     _quantize_rows[(tokens,)](
         x,
-        None if second is None else second.contiguous(),
+        second,
         smoothing,
         signs,
         codes,
         scales,
         finite,
+        x.stride(0),
+        0 if second is None else second.stride(0),
         float(qmax(bits)),
         clip / qmax(bits),
         (p * q) ** -0.5,

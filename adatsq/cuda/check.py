@@ -9,7 +9,6 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from diffusers.models.attention import FeedForward
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 
 from adatsq import integer
 from adatsq.cuda import activations, devices, exact, packing, products, prologue
+from adatsq.cuda.check_together import products_together, strided_rounding, unpacking_together
+from adatsq.cuda.checking import Check, random_codes
 from adatsq.cuda.fusing import fuse
 from adatsq.cuda.linear import FEW, PackedLinear
 from adatsq.cuda.norm_rope import norm_rope
@@ -25,14 +26,6 @@ from adatsq.cuda.shapes import MODULATION, SHAPES, TINY, TINY_MODULATION, Shape
 from adatsq.replacement import MODULATION_GROUP
 from adatsq.rotation import rotate
 from adatsq.scheme import Scheme, quantized
-
-
-class Check(NamedTuple):
-    """right: None if nothing is promised and the numbers alone are of interest."""
-
-    name: str
-    right: bool | None
-    seen: str
 
 
 def unpacking(shapes: Sequence[Shape], device: torch.device) -> Iterator[Check]:
@@ -209,12 +202,6 @@ def modulation(shape: Shape, device: torch.device) -> Iterator[Check]:
             yield Check(name, off < limits[dtype], f"relative {off:.1e}")
 
 
-def random_codes(shape: tuple[int, int], largest: int, device: torch.device) -> Tensor:
-    codes = torch.randint(-largest, largest + 1, shape, dtype=torch.int8, device=device)
-    codes[0, 0], codes[-1, -1] = largest, -largest
-    return codes
-
-
 def hard_inputs(
     shape: Shape, x_max: int, w_max: int, device: torch.device
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -256,7 +243,17 @@ def ones(codes: Tensor) -> Tensor:
     return torch.ones(len(codes), 1, device=codes.device)
 
 
-ALL: tuple[Callable, ...] = (unpacking, sums, rounding, prologues, norms_and_rotations, layers)
+ALL: tuple[Callable, ...] = (
+    unpacking,
+    unpacking_together,
+    sums,
+    rounding,
+    strided_rounding,
+    prologues,
+    norms_and_rotations,
+    layers,
+    products_together,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -109,7 +109,7 @@ def _wrong_kernel(device: torch.device) -> str | None:
     from adatsq.cuda.activations_kernel import quantize_rows
     from adatsq.cuda.few_rows_kernel import multiply_few
     from adatsq.cuda.products_kernel import multiply_int8
-    from adatsq.cuda.unpack_kernel import unpack_words
+    from adatsq.cuda.unpack_kernel import unpack_layers, unpack_words
 
     with torch.cuda.device_of(torch.empty(0, device=device)):
         codes = torch.arange(512, device=device).remainder(15).sub(7).to(torch.int8).view(2, 256)
@@ -118,6 +118,11 @@ def _wrong_kernel(device: torch.device) -> str | None:
         if not torch.equal(found.view(torch.int8).view(2, 256), codes):
             return "the unpacking"
         one, exact = torch.ones(2, 1, device=device), codes.float() @ codes.float().T
+        found, planes = torch.empty(1024, dtype=torch.uint8, device=device), packing.pack(codes, 4)
+        scales, _ = unpack_layers([planes, planes], [one, 2 * one], [], found, False)
+        both = torch.cat([codes, codes]), torch.cat([one, 2 * one])
+        if not (torch.equal(found.view(torch.int8).view(4, 256), both[0]) and torch.equal(scales, both[1])):
+            return "the unpacking of two layers"
         if not torch.equal(multiply_int8(codes, one, codes, one, None, torch.float32), exact):
             return "the product of integers"
         if not torch.equal(multiply_few(codes.float(), packing.pack(codes, 4), one, None), exact):

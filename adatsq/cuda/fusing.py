@@ -1,12 +1,19 @@
-"""Feed-forwards whose activation function is left to the rounding of the second linear's input (`prologue`).
+"""What modules of a transformer leave to fewer kernels: FUSIONS, each of which may be on.
 
-A module becomes one of a class below, which has the forward of its own class but for that: its parts, their
-names and the tensors in its state dict stay as they are. A class, and not a forward for each module, because
-torch.compile makes one graph for all blocks of a class; `compile_repeated_blocks` knows them by its name,
-which stays too. Whatever is no `PackedLinear` (any more) is given what it always was.
+    activations  the activation function of a feed-forward, to the rounding of the second linear's input
+                 (`prologue`)
+    norm_rope    norm and rotation of query and key, to one pass (`norm_rope`); in Flux's single blocks
+    products     the linears of a single block that read the same tokens, to one product (`together`)
 
-Attentions of Flux's single blocks can have a processor too (`norm_rope`), if they have none of the user's.
+For the first, a module becomes one of a class below, which has the forward of its own class but for that:
+its parts, their names and the tensors in its state dict stay as they are. A class, and not a forward for each
+module, because torch.compile makes one graph for all blocks of a class; `compile_repeated_blocks` knows them
+by its name, which stays too. Whatever is no `PackedLinear` (any more) is given what it always was.
+
+For the others, attentions of single blocks have a processor (`single_attention`), if none is of the user's.
 """
+
+from collections.abc import Collection
 
 import torch
 from diffusers.models import activations, attention
@@ -14,8 +21,9 @@ from diffusers.models.transformers import transformer_flux, transformer_z_image
 from torch import Tensor, nn
 
 from adatsq.cuda.linear import PackedLinear
-from adatsq.cuda.norm_rope import NormRopeProcessor, processor_for
 from adatsq.cuda.prologue import CAT_GELU, GELU, SWIGLU
+from adatsq.cuda.single_attention import SingleProcessor, processor_for, takes_projected
+from adatsq.cuda.together import linears
 
 
 class FeedForward(attention.FeedForward):
@@ -48,14 +56,19 @@ class FluxSingleTransformerBlock(transformer_flux.FluxSingleTransformerBlock):
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
         joint_attention_kwargs: dict | None = None,
     ) -> tuple[Tensor, Tensor]:
-        options = joint_attention_kwargs or {}
+        options = dict(joint_attention_kwargs or {})
         if not isinstance(self.proj_out, PackedLinear):
             given = hidden_states, encoder_hidden_states, temb, image_rotary_emb, options
             return super().forward(*given)
         tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
         normed, gate = self.norm(tokens, emb=temb)
-        up = self.proj_mlp(normed)  # before the attention: the order in which layers share a rounding
-        attended = self.attn(hidden_states=normed, image_rotary_emb=image_rotary_emb, **options)
+        attn = self.attn
+        if takes_projected(attn):
+            up, *projected = linears([self.proj_mlp, attn.to_q, attn.to_k, attn.to_v], normed)
+            options["projected"] = tuple(projected)
+        else:
+            up = self.proj_mlp(normed)  # before the attention: the order in which layers share a rounding
+        attended = attn(hidden_states=normed, image_rotary_emb=image_rotary_emb, **options)
         tokens = tokens + gate[:, None] * self.proj_out(attended, up, CAT_GELU)
         if tokens.dtype is torch.float16:
             limit = torch.finfo(torch.float16).max
@@ -73,11 +86,35 @@ def fuse(transformer: nn.Module) -> int:
 
 
 def norm_and_rotate_together(transformer: nn.Module) -> int:
-    """Give attentions of Flux's single blocks the processor of `norm_rope`; returns how many have it."""
+    """Let attentions of Flux's single blocks norm and rotate in one pass; returns how many may now do so."""
+    return _processors(transformer, "one_pass")
+
+
+def multiply_together(transformer: nn.Module) -> int:
+    """Let Flux's single blocks compute all that they read from the same tokens as one product; returns how
+    many may now do so. It is their fused class that does it, so that this includes `fuse`."""
+    fuse(transformer)
+    return _processors(transformer, "together")
+
+
+def _processors(transformer: nn.Module, part: str) -> int:
     blocks = [m for m in transformer.modules() if isinstance(m, transformer_flux.FluxSingleTransformerBlock)]
     for block in blocks:
-        block.attn.set_processor(processor_for(block.attn.processor))
-    return sum(isinstance(block.attn.processor, NormRopeProcessor) for block in blocks)
+        block.attn.set_processor(processor_for(block.attn.processor, part))
+    return sum(isinstance(block.attn.processor, SingleProcessor) for block in blocks)
+
+
+FUSIONS = {"activations": fuse, "norm_rope": norm_and_rotate_together, "products": multiply_together}
+
+
+def fusions(chosen: bool | str | Collection[str]) -> list[str]:
+    """Names of FUSIONS: all for True, none for False. Raises ValueError for a name that is not there."""
+    names = [chosen] if isinstance(chosen, str) else chosen
+    names = list(FUSIONS if names is True else names or ())
+    for name in names:
+        if name not in FUSIONS:
+            raise ValueError(f"fuse has {name!r}: choose of {', '.join(FUSIONS)}")
+    return names
 
 
 def _class_for(module: nn.Module) -> type[nn.Module] | None:

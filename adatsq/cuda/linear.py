@@ -38,17 +38,8 @@ class PackedLinear(QuantLinear):
         if linear.w_bits == 16:
             raise ValueError(f"layer {linear.name or '(unnamed)'} has 16-bit weights: nothing to pack")
         parts = ("codes", "scale", "bias", "zero", "smoothing", "down", "up")
-        options = (
-            "w_bits",
-            "a_bits",
-            "rotation",
-            "a_clip",
-            "name",
-            "a_group_size",
-            "a_asymmetric",
-            "shift",
-            "seed",
-        )
+        options = ("w_bits", "a_bits", "rotation", "a_clip", "name")
+        options += ("a_group_size", "a_asymmetric", "shift", "seed")
         super().__init__(
             **{part: getattr(linear, part) for part in parts},
             **{key: getattr(linear, key) for key in options},
@@ -97,6 +88,11 @@ class PackedLinear(QuantLinear):
         return one_scale and self.zero is None and not self.a_asymmetric and not self.shift
 
     @property
+    def clip_number(self) -> float:
+        """a_clip as the operator has it: the ratio to clip at, or -1 for True."""
+        return -1.0 if self.a_clip is True else float(self.a_clip or 1.0)
+
+    @property
     def row_sum(self) -> int:
         """`exact.row_sum` of the codes, by which the tensor cores' fast mode may be exact; 0: not known."""
         return int(self._bits[3])
@@ -143,7 +139,7 @@ class PackedLinear(QuantLinear):
             self.finite,
             self.out_features,
             self.rotation,
-            -1.0 if self.a_clip is True else float(self.a_clip or 1.0),
+            self.clip_number,
             self.a_group_size,
             self.a_asymmetric,
             self.shift,

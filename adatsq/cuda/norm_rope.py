@@ -6,10 +6,8 @@ definition, `by_definition`, is plain torch, as the modules of diffusers have it
 """
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from adatsq.cuda import devices
@@ -71,55 +69,3 @@ def _norm_rope(*given) -> tuple[Tensor, Tensor]:
 @torch.library.register_fake(OPERATOR)
 def _(query: Tensor, key: Tensor, *others) -> tuple[Tensor, Tensor]:
     return query.new_empty(query.shape), key.new_empty(key.shape)
-
-
-class NormRopeProcessor(FluxAttnProcessor):
-    """Flux's attention by `norm_rope`, where there is one sequence of tokens; else what it always was."""
-
-    def __call__(
-        self,
-        attn: FluxAttention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        if encoder_hidden_states is not None or not _fits(attn, hidden_states, image_rotary_emb):
-            given = hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
-            return super().__call__(attn, *given)
-        query = attn.to_q(hidden_states).unflatten(-1, (-1, attn.head_dim))
-        key = attn.to_k(hidden_states).unflatten(-1, (-1, attn.head_dim))
-        value = attn.to_v(hidden_states).unflatten(-1, (-1, attn.head_dim))
-        weights = attn.norm_q.weight, attn.norm_k.weight
-        query, key = norm_rope(query, key, *weights, *image_rotary_emb, attn.norm_q.eps)
-        attended = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        return attended.flatten(2, 3).to(query.dtype)
-
-
-def _fits(attn: FluxAttention, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> bool:
-    if rotary is None or attn.added_kv_proj_dim is not None or attn.fused_projections:
-        return False
-    norms = attn.norm_q, attn.norm_k
-    return (
-        all(type(norm) is nn.RMSNorm and norm.weight is not None for norm in norms)
-        and attn.norm_q.eps is not None
-        and attn.norm_q.eps == attn.norm_k.eps
-        # An offloaded module's weights are where its own call brings them.
-        and all(norm.weight.device == x.device for norm in norms)
-    )
-
-
-def processor_for(processor: object) -> object:
-    """A `NormRopeProcessor` with the settings of diffusers' plain processor; any other as it is."""
-    if type(processor) is not FluxAttnProcessor:
-        return processor
-    new = NormRopeProcessor()
-    vars(new).update(vars(processor))  # backend, configuration of parallel attention
-    return new

@@ -61,16 +61,16 @@ def unpack(
     return codes.copy_(found if dtype is torch.int8 else found.float() * UNIT)
 
 
-def shared_buffer(planes: Tensor) -> Tensor:
-    """Room for the unpacked codes of one layer: the same memory for all layers on a device.
+def shared_buffer(*planes: Tensor) -> Tensor:
+    """Room for the unpacked codes of one product's layers: the same memory for all products on a device.
 
-    It grows to the largest layer. The next layer overwrites it, which is safe in the order of one stream.
+    It grows to the largest. The next product overwrites it, which is safe in the order of one stream.
     """
-    size = 8 * planes.shape[1]
-    buffer = _buffers.get(planes.device)
+    size, device = 8 * sum(each.shape[1] for each in planes), planes[0].device
+    buffer = _buffers.get(device)
     if buffer is None or len(buffer) < size:
         with torch.inference_mode(False):
-            buffer = _buffers[planes.device] = torch.empty(size, dtype=torch.uint8, device=planes.device)
+            buffer = _buffers[device] = torch.empty(size, dtype=torch.uint8, device=device)
     return buffer
 
 

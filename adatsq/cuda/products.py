@@ -28,47 +28,61 @@ def multiply(
     bias: Tensor | None,
     dtype: torch.dtype,
     fast_accumulation: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """y (tokens, out) in `dtype`. x (tokens, in), w (out, in): codes, both int8 or both float8_e4m3fn.
 
     s_x (tokens, 1), s_w (out, 1): float32. e4m3 weights are stored times UNIT, activations as they are, and
-    s_x makes up for it.
+    s_x makes up for it. out: where y is written and what is returned, columns of a wider tensor, say.
     """
     if x.dtype is torch.float8_e4m3fn:
-        return _multiply_e4m3(x, s_x, w, s_w, bias, dtype, fast_accumulation)
+        return _multiply_e4m3(x, s_x, w, s_w, bias, dtype, fast_accumulation, out)
     if devices.abilities(x.device).triton and len(x):
         from adatsq.cuda.products_kernel import multiply_int8
 
-        return multiply_int8(x, s_x, w, s_w, bias, dtype)
+        return multiply_int8(x, s_x, w, s_w, bias, dtype, out=out)
     if x.device.type == "cuda":
         sums = _int_mm(x, w).float()
     else:
         # Exact below 2^24; above, as good as float32 sums are.
         sums = x.float() @ w.float().T
-    y = sums * s_x * s_w.view(1, -1)
-    return (y if bias is None else y + bias.float()).to(dtype)
+    return _finished(sums * s_x * s_w.view(1, -1), bias, dtype, out)
+
+
+def _finished(y: Tensor, bias: Tensor | None, dtype: torch.dtype, out: Tensor | None) -> Tensor:
+    y = (y if bias is None else y + bias.float()).to(dtype)
+    return y if out is None else out.copy_(y)
 
 
 def _multiply_e4m3(
-    x: Tensor, s_x: Tensor, w: Tensor, s_w: Tensor, bias: Tensor | None, dtype: torch.dtype, fast: bool
+    x: Tensor,
+    s_x: Tensor,
+    w: Tensor,
+    s_w: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    fast: bool,
+    into: Tensor | None,
 ) -> Tensor:
     out, inputs = w.shape
     if out % ALIGNED or inputs % ALIGNED:
         x, w = _pad(x, 0, -inputs % ALIGNED), _pad(w, -out % ALIGNED, -inputs % ALIGNED)
         s_w = torch.nn.functional.pad(s_w, (0, 0, 0, -out % ALIGNED))
-        y = _multiply_e4m3(x, s_x, w, s_w, None, torch.float32, fast)[:, :out]
-        return (y if bias is None else y + bias.float()).to(dtype)
+        y = _multiply_e4m3(x, s_x, w, s_w, None, torch.float32, fast, None)[:, :out]
+        return _finished(y, bias, dtype, into)
     fused = bias is not None and dtype is torch.bfloat16  # the only pair of dtypes that all versions take
+    whole = bias is None or fused
     y = torch._scaled_mm(
         x,
         w.t(),
         scale_a=s_x,
         scale_b=s_w.view(1, -1),
         bias=bias.to(dtype) if fused else None,
-        out_dtype=dtype if bias is None or fused else torch.float32,
+        out_dtype=dtype if whole else torch.float32,
         use_fast_accum=fast,
+        out=into if whole else None,
     )
-    return y if bias is None or fused else (y + bias.float()).to(dtype)
+    return y if whole else _finished(y, bias, dtype, into)
 
 
 def _int_mm(x: Tensor, w: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ def _multiply_int8(
     y,
     tokens,
     outputs,
+    apart,
     INPUTS: tl.constexpr,
     BIAS: tl.constexpr,
     BM: tl.constexpr,
@@ -58,7 +59,7 @@ def _multiply_int8(
     scaled *= tl.load(s_w + n, mask=column, other=0.0)[None, :]
     if BIAS:
         scaled += tl.load(bias + n, mask=column, other=0.0).to(tl.float32)[None, :]
-    at = y + m.to(tl.int64)[:, None] * outputs + n[None, :]
+    at = y + m.to(tl.int64)[:, None] * apart + n[None, :]
     tl.store(at, scaled.to(y.dtype.element_ty), mask=row[:, None] & column[None, :])
 
 
@@ -72,11 +73,14 @@ def multiply_int8(
     tile: dict[str, int] | None = None,
     warps: int = WARPS,
     stages: int = STAGES,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """`products.multiply` of int8 codes: exact int32 sums, scales and bias in float32, y in `dtype`."""
+    """`products.multiply` of int8 codes: exact int32 sums, scales and bias in float32, y in `dtype`.
+
+    out: of any distance between its rows, neighbours side by side."""
     (tokens, inputs), outputs = x.shape, len(w)
     tile = tile or TILE
-    y = torch.empty(tokens, outputs, dtype=dtype, device=x.device)
+    y = torch.empty(tokens, outputs, dtype=dtype, device=x.device) if out is None else out
     grid = (triton.cdiv(tokens, tile["BM"]) * triton.cdiv(outputs, tile["BN"]),)
     _multiply_int8[grid](
         x,
@@ -87,6 +91,7 @@ def multiply_int8(
         y,
         tokens,
         outputs,
+        y.stride(0),
         INPUTS=inputs,
         BIAS=bias is not None,
         **tile,

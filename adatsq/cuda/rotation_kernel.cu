@@ -8,6 +8,7 @@
 //   bits above              W values that lie LOW apart: exchanged once through shared memory
 // Set at compile time: INPUTS; BLOCK = n; THREADS; LOW, up to 256; E4M3 or not; PROLOGUE, its number in
 // `prologue.KINDS`; FIRST, columns of x, of which the rest of a row is in `second` if PROLOGUE is CAT_GELU.
+// Rows of x lie x_apart times 8 values apart, those of `second` second_apart times 8.
 #define GELU 1
 #define CAT_GELU 2
 #define SWIGLU 3
@@ -63,18 +64,17 @@ __device__ __forceinline__ uint4 gelu_of_eight(uint4 a) {
     return make_uint4(gelu_of_two(a.x), gelu_of_two(a.y), gelu_of_two(a.z), gelu_of_two(a.w));
 }
 
-// The values 8 chunk, 8 chunk + 1, ... of a row of activations.
-__device__ __forceinline__ uint4 eight_values(const uint4* x, const uint4* second, long long row, int chunk) {
+// The values 8 chunk, 8 chunk + 1, ... of a row of activations. x and second: where their rows begin.
+__device__ __forceinline__ uint4 eight_values(const uint4* x, const uint4* second, int chunk) {
 #if PROLOGUE == CAT_GELU
     const int rest = chunk - FIRST / 8;
-    return rest < 0 ? x[row * (FIRST / 8) + chunk]
-                    : gelu_of_eight(second[row * ((INPUTS - FIRST) / 8) + rest]);
+    return rest < 0 ? x[chunk] : gelu_of_eight(second[rest]);
 #else
-    const uint4 a = x[row * (INPUTS / 8) + chunk];
+    const uint4 a = x[chunk];
 #if PROLOGUE == GELU
     return gelu_of_eight(a);
 #elif PROLOGUE == SWIGLU
-    const uint4 b = second[row * (INPUTS / 8) + chunk];
+    const uint4 b = second[chunk];
     return make_uint4(swiglu_of_two(a.x, b.x), swiglu_of_two(a.y, b.y), swiglu_of_two(a.z, b.z),
                       swiglu_of_two(a.w, b.w));
 #else
@@ -108,8 +108,8 @@ __device__ __forceinline__ u32 four_bytes(const float* v) {
 
 extern "C" __global__ void __launch_bounds__(THREADS) rotate_rows(
     const uint4* __restrict__ x, const uint4* __restrict__ second, const uint4* __restrict__ signs,
-    unsigned char* __restrict__ codes, float* __restrict__ scales, int* __restrict__ finite, double largest,
-    double ratio, double unit) {
+    unsigned char* __restrict__ codes, float* __restrict__ scales, int* __restrict__ finite, int x_apart,
+    int second_apart, double largest, double ratio, double unit) {
     extern __shared__ float shared[];
     __shared__ u32 tops[32];
     const float largest_code = (float)largest;
@@ -120,7 +120,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) rotate_rows(
 #pragma unroll
     for (int c = 0; c < EACH / 8; c++) {
         const int chunk = c * THREADS + t;
-        const uint4 word = eight_values(x, second, row, chunk), sign = signs[chunk % (BLOCK / 8)];
+        const uint4 word = eight_values(x + row * x_apart, second + row * second_apart, chunk);
+        const uint4 sign = signs[chunk % (BLOCK / 8)];
         float* v = z + 8 * c;
         two_values(word.x ^ sign.x, v);
         two_values(word.y ^ sign.y, v + 2);

@@ -20,6 +20,7 @@ from adatsq.rotation import block_size
 SOURCE = Path(__file__).with_suffix(".cu")
 MOST_EACH = 40  # values of a row that a thread holds in registers
 MOST_BLOCK = 4096
+VECTOR = 8  # values that a thread loads at once
 LOW = 64  # 64, 128 or 256: values of a block among which lanes of a warp exchange
 
 
@@ -69,11 +70,21 @@ def rotate_rows(
     kernel, threads, shared = _compiled(inputs, e4m3, x.device, prologue, x.shape[1])
     unit = 1 / UNIT if e4m3 else 1.0
     finite = torch.empty((), dtype=torch.int32, device=x.device) if finite is None else finite
-    x = x.contiguous()
-    second = x if second is None else second.contiguous()  # not read, if there is none
+    x, second = in_vectors(x), in_vectors(x if second is None else second)  # not read, if there is none
+    apart = [t.stride(0) // VECTOR for t in (x, second)]
     numbers = [float(qmax(bits)), clip / qmax(bits), unit]
-    kernel((tokens, 1, 1), (threads, 1, 1), [x, second, signs, codes, scales, finite, *numbers], shared)
+    tensors = [x, second, signs, codes, scales, finite]
+    kernel((tokens, 1, 1), (threads, 1, 1), [*tensors, *apart, *numbers], shared)
     return codes, scales
+
+
+def in_vectors(x: Tensor) -> Tensor:
+    """x (rows, columns) itself if its rows are made of whole vectors in memory, else a copy. The rows may lie
+    apart, as columns of a wider tensor do; columns are a multiple of VECTOR."""
+    size = VECTOR * x.element_size()
+    if x.stride(1) == 1 and x.stride(0) % VECTOR == 0 and x.data_ptr() % size == 0:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def options(inputs: int, e4m3: bool, prologue: str, first: int) -> dict[str, int]:

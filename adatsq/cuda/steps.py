@@ -37,8 +37,10 @@ WAYS = {
     "": ("adatsq", {}),
     " fast": ("adatsq fast sums", {"fast_accumulation": True}),
     " unfused": ("adatsq unfused", {"fuse": False}),
-    " norm rope": ("adatsq norm rope", {"norm_rope": True}),
+    " separate norm": ("adatsq separate norm", {"fuse": ("activations", "products")}),
+    " separate products": ("adatsq separate products", {"fuse": ("activations", "norm_rope")}),
 }
+FLUX_WAYS = (" separate norm", " separate products")  # elsewhere they are the default
 OURS = {4: (4, 8), 3: (3, 4)}  # w_bits: activation bits, all on the same packed weights
 SHOWN = [
     "method",
@@ -274,8 +276,8 @@ def run(options: argparse.Namespace, device: torch.device) -> pd.DataFrame:
     steps = Steps(options.model, device, rows, options.cpu, options.repeats, modes, options.profile)
     for name in chosen(options.only):
         start = time.perf_counter()
-        if name.endswith(" norm rope") and options.model != "flux-dev":
-            continue  # which is nothing there
+        if name.endswith(FLUX_WAYS) and options.model != "flux-dev":
+            continue
         if name == "bf16":
             steps.bf16()
         elif name in PEERS:
