@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from adatsq.measurements import COMMITS
 from adatsq.sizes import REAL, hessian_bytes, memory
 
 # End of a file's name -> the command that writes it; the first that fits. The model's name stands before it.
@@ -80,7 +81,8 @@ def stored(results: str | Path) -> pd.DataFrame:
         found.setdefault(origin(file), []).append(file)
     rows = []
     for of, files in found.items():
-        tables = [pd.read_csv(file, low_memory=False) for file in files if file.suffix == ".csv"]
+        csv = [file for file in files if file.suffix == ".csv"]
+        tables = [pd.read_csv(file, dtype=COMMITS, low_memory=False) for file in csv]
         swept = [json.loads(file.read_text("utf-8")) for file in files if of.command == "adatsq.sweep"]
         rows.append(
             {
@@ -115,7 +117,7 @@ def seconds(results: str | Path) -> pd.DataFrame:
     """
     rows = []
     for file in sorted(Path(results).glob("*-facts.csv")):
-        facts = pd.read_csv(file)
+        facts = pd.read_csv(file, dtype=COMMITS)
         chosen = facts[(facts[list(TIMED)] == pd.Series(TIMED)).all(axis=1)]
         if chosen.empty:
             continue

@@ -8,6 +8,8 @@ import pandas as pd
 
 from adatsq.files import write_text
 
+COMMITS = {"commit": str, "costs_commit": str}  # as what tables are read: a hash may be all digits
+
 
 def append(path: Path, rows: pd.DataFrame, key: Sequence[str]) -> None:
     """Add rows to a CSV file, in the place of those with the same values in `key`; others stay to the letter.
@@ -26,7 +28,7 @@ def stored(path: Path, **where: str | float) -> pd.DataFrame:
     """The rows with these values; none, without columns, if there is no file."""
     if not path.exists():
         return pd.DataFrame()
-    table = pd.read_csv(path)
+    table = pd.read_csv(path, dtype=COMMITS)
     for column, value in where.items():
         table = table[table[column] == value]
     return table

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adatsq.colors import GREY, METHOD_COLORS, PALE, SERIES
+from adatsq.measurements import COMMITS
 from adatsq.plots import INK
 from adatsq.roofline import Card
 from adatsq.tables_speed import label
@@ -27,7 +28,7 @@ MODES = {"eager": PALE, "compiled": SERIES[0], "graph": SERIES[2]}
 
 def read(file: str | Path) -> pd.DataFrame:
     """A table of the GPU commands; empty if it is not there."""
-    return pd.read_csv(file) if Path(file).exists() else pd.DataFrame()
+    return pd.read_csv(file, dtype=COMMITS) if Path(file).exists() else pd.DataFrame()
 
 
 def origin(table: pd.DataFrame) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from adatsq.evaluate import intervals
 from adatsq.files import write_text
+from adatsq.measurements import COMMITS
 
 KEY = ["model", "method", "w_bits", "a_bits"]
 COLUMNS = [*KEY, "metric", "value", "ci_low", "ci_high", "n", "seed", "commit", "device"]
@@ -108,7 +109,8 @@ def tidy_tables(name: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Pictures without facts are left out: their row was ended between the two files, and is measured again.
     """
-    images, facts = pd.read_csv(f"{name}-images.csv"), pd.read_csv(f"{name}-facts.csv")
+    images = pd.read_csv(f"{name}-images.csv")
+    facts = pd.read_csv(f"{name}-facts.csv", dtype=COMMITS)
     images = _in_order(images)
     origin = facts.set_index(KEY)[["commit", "device"]]
     images = images[pd.MultiIndex.from_frame(images[KEY]).isin(origin.index)]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from adatsq.measurements import COMMITS
 from adatsq.results import ORDER, POLICIES
 
 NO_SCORES = "No scores are stored for {}: `python -m adatsq.benchmark --model ...` measures them, on a GPU."
@@ -160,7 +161,8 @@ def read(results: str | Path, model: str | Path) -> Scores | None:
     file = Path(results) / f"{Path(model).name}.csv"
     if not file.exists():
         return None
-    table, paired = pd.read_csv(file), pd.read_csv(file.with_name(f"{file.stem}-paired.csv"))
+    files = file, file.with_name(f"{file.stem}-paired.csv")
+    table, paired = (pd.read_csv(file, dtype=COMMITS) for file in files)
     for rows in (table, paired):
         rows["name"] = [label(row) for row in rows.itertuples()]
     sure = [paired.ci_low > 0, paired.ci_high < 0]

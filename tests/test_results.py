@@ -33,6 +33,18 @@ def paired(tmp_path_factory):
     return images, found[found.metric == "total"]
 
 
+def test_a_commit_of_digits_is_no_number(tmp_path):
+    images = pd.DataFrame({"model": "m", "method": "rtn", "w_bits": 4, "a_bits": 4.0, "prompt": [0, 1]})
+    images.assign(picture=0, category="c", passed=1, psnr=20.0, ssim=0.5).to_csv(
+        tmp_path / "m-images.csv", index=False
+    )
+    facts = images[KEY].head(1).assign(search_s=2.0, commit="1234567", costs_commit="12e4567", device="d")
+    facts.assign(costs_device="e").to_csv(tmp_path / "m-facts.csv", index=False)
+    tidy_tables(tmp_path / "m")
+    table = pd.read_csv(tmp_path / "m.csv", dtype=str).set_index("metric").commit
+    assert table["total"] == "1234567" and table["search_s"] == "12e4567"
+
+
 def test_every_row_is_held_against_the_same_four(paired):
     images, rows = paired
     for key, _ in images.groupby(KEY):

@@ -6,7 +6,8 @@ python -m adatsq.cuda.agreement --device cpu    that it runs: packed weights in 
 Both have the same weights, the same stored policy and the same seeds, in bfloat16 on the same device. They
 round in other places, and a run goes on with what was rounded, so that pictures differ as those of one
 pipeline in two dtypes do. So two rows stand side by side: "psnr", packed against reference, and
-"psnr_bfloat16", the reference in bfloat16 against itself in float32. The first should be about as high.
+"psnr_bfloat16", the reference in bfloat16 against itself in float32, from the same noise. The first should be
+about as high.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils import _pytree as tree
 
 import adatsq
 from adatsq.cuda import devices
@@ -27,9 +29,25 @@ POLICIES = ((4, "w4a4"), (3, "w3a3.1"))  # weight bits, and the end of the polic
 
 def quantized(model: Path, policy: Path, w_bits: int, device: str, dtype: torch.dtype):
     pipe = adatsq.load_pipeline(model, torch_dtype=dtype, device=device)
+    noise_in_float32(pipe)
     adatsq.hadamard(pipe, None, w_bits, progress=False)
     adatsq.apply(pipe, adatsq.Policy.load(policy))
     return pipe
+
+
+def noise_in_float32(pipe) -> None:
+    """Draw the noise of a bfloat16 pipeline in float32, then round it: in bfloat16 a generator of the same
+    seed draws other numbers, and Flux would begin at another picture."""
+    prepare = pipe.prepare_latents
+
+    def prepared(*args, **kwargs):
+        given, form = tree.tree_flatten((args, kwargs))
+        wide = [torch.float32 if value is torch.bfloat16 else value for value in given]
+        args, kwargs = tree.tree_unflatten(wide, form)
+        found, narrow = prepare(*args, **kwargs), torch.bfloat16 in given
+        return tree.tree_map(lambda t: t.bfloat16() if narrow and isinstance(t, torch.Tensor) else t, found)
+
+    pipe.prepare_latents = prepared
 
 
 def agreement(

@@ -15,6 +15,7 @@ from torch import nn
 
 from adatsq.cuda.benchmark import origin
 from adatsq.files import write_text
+from adatsq.measurements import COMMITS
 
 COLUMNS = ("model", "method", "w_bits", "a_bits", "metric", "value", "ci_low", "ci_high", "n", "seed")
 
@@ -33,7 +34,7 @@ class Rows:
 
     def __post_init__(self) -> None:
         if self.file.exists():
-            self.table = pd.read_csv(self.file)
+            self.table = pd.read_csv(self.file, dtype=COMMITS)
 
     def add(self, **row: object) -> None:
         new = pd.DataFrame([{**self.fixed, **row}])

@@ -7,6 +7,7 @@ from torch import nn
 from adatsq.peers.stored import replace
 
 BLOCK = 64
+ALIGNED = 4  # what cuBLAS wants of rows and columns of int8
 
 
 def nf4(pipe, layers, w_bits: int, a_bits: int, trace) -> None:
@@ -16,17 +17,26 @@ def nf4(pipe, layers, w_bits: int, a_bits: int, trace) -> None:
             replace(pipe.transformer, layer.name, _nf4(pipe.transformer.get_submodule(layer.name)))
 
 
-def int8(pipe, layers, w_bits: int, a_bits: int, trace) -> None:
-    """Modulation linears see a row per image; LLM.int8 has no weight-only form, so they get it whole."""
+def int8(pipe, layers, w_bits: int, a_bits: int, trace) -> float | None:
+    """Modulation linears see a row per image; LLM.int8 has no weight-only form, so they get it whole. Layers
+    whose sizes are no multiples of ALIGNED stay in 16 bit: on a GPU the library fails at them.
+
+    Returns the average activation bits of layers of role "act" if there are such."""
     import bitsandbytes as library
 
-    for layer in layers:
+    def taken(layer) -> bool:
+        return layer.in_features % ALIGNED == layer.out_features % ALIGNED == 0
+
+    for layer in filter(taken, layers):
         linear = pipe.transformer.get_submodule(layer.name)
         values = linear.weight.detach().cpu()  # it quantizes what it moves from the CPU, and nothing else
         weight = library.nn.Int8Params(values, requires_grad=False, has_fp16_weights=False)
         options = {"bias": linear.bias is not None, "has_fp16_weights": False, "threshold": 6.0}
         module = library.nn.Linear8bitLt(linear.in_features, linear.out_features, **options)
         replace(pipe.transformer, layer.name, _filled(module, weight, linear))
+    acts = [layer for layer in layers if layer.role == "act"]
+    left = sum(not taken(layer) for layer in acts)
+    return a_bits + (16 - a_bits) * left / len(acts) if left else None
 
 
 def _nf4(linear: nn.Linear) -> nn.Module:
