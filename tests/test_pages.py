@@ -112,6 +112,8 @@ LOOKED_UP = {"api", "glossary", "references"}  # nothing there to try or to sum 
 def test_every_page_opens_with_what_is_there_and_ends_with_the_next_step(page):
     text = page.read_text(encoding="utf-8")
     assert "**Next:**" in text and "**Reading time:**" in text
+    opening = r"(\(.+\)=\n)?# .+\n\n\*\*.+\?.*\*\*\n\n```\{admonition\} You will "  # a question first
+    assert page.stem in {"api", "references"} or re.match(opening, text)
     assert ("You will find" if page.stem in LOOKED_UP else "{admonition} You will learn") in text
     last = re.findall(r"(?m)^## .+", text)[-1:]
     assert page.stem in LOOKED_UP or last == ["## What was said, and what next"]
