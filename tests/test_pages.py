@@ -105,6 +105,16 @@ def test_every_reference_has_a_link():
             assert re.search(r"(doi|url) = \{\S+\}", entry), entry
 
 
+def test_every_method_and_test_with_a_name_has_its_words():
+    """What papers call themselves, before the colon of their titles; and the tools that pages name."""
+    titles = re.findall(r"(?m)^  title = \{(.+)\},$", (BOOK / "references.bib").read_text(encoding="utf-8"))
+    named = {title.partition(":")[0].replace("{", "").replace("}", "") for title in titles if ":" in title}
+    assert {"GPTQ", "QuaRot", "VBench"} <= named
+    glossary = (BOOK / "glossary.md").read_text(encoding="utf-8").partition("```{glossary}\n")[2]
+    entries = set(re.findall(r"(?m)^\w.*$", glossary.partition("```")[0]))
+    assert not (named | {"Triton", "CUDA graph", "RoPE"}) - entries - {"Diffusers"}
+
+
 LOOKED_UP = {"api", "glossary", "references"}  # nothing there to try or to sum up
 
 
