@@ -349,6 +349,35 @@ def test_a_phone_shows_all_of_it(opened, scheme):
     assert all(b > 500 for b in bright) if scheme == "dark" else all(b < 200 for b in bright)
 
 
+@pytest.mark.parametrize("width, height", [(1280, 500), (360, 700)])
+def test_frontier_and_pictures_are_in_sight_together(opened, width, height):
+    page = opened(viewport={"width": width, "height": height})
+    places = [page.locator(s).bounding_box() for s in (FRONT, "[data-picture=full]", "[data-value=psnr]")]
+    top, bottom = min(p["y"] for p in places), max(p["y"] + p["height"] for p in places)
+    assert bottom - top < height
+    assert (places[0]["x"] + places[0]["width"] < places[1]["x"]) == (width > 640)  # beside, or above
+
+
+def test_a_finger_paints_blocks_and_scrolls(opened):
+    page = opened(viewport={"width": 360, "height": 740}, has_touch=True)
+    bits = np.array([list(row) for row in choices_of(MODELS[0], MODELS[0]["settings"][0])[0]["bits"]], int)
+    page.locator("[data-brush='8']").check()
+    x, y = cell(page, 1, 1)
+    cdp = page.context.new_cdp_session(page)
+    before = page.evaluate("scrollY")
+    for i in range(13):
+        kind = "touchMove" if i else "touchStart"
+        cdp.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y + 10 * i}]})
+    cdp.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.wait_for_function("before => scrollY < before", arg=before)
+    assert float(value(page, "average")) == pytest.approx(bits.mean(), abs=1e-3)  # a scroll paints nothing
+    place = cell(page, 1, 1)
+    page.touchscreen.tap(*place)
+    assert cell(page, 1, 1) == pytest.approx(place, abs=2), "the map moves away from the finger"
+    bits[1, :2] = 8  # the two layers of the first block
+    assert float(value(page, "average")) == pytest.approx(bits.mean(), abs=1e-3)
+
+
 def test_nothing_moves_by_itself(page):
     """No animation or transition, whatever the reader's setting for motion."""
     still = "s.animationName === 'none' && s.transitionDuration === '0s'"
