@@ -236,24 +236,56 @@ async function decode(base64) {
   return image;
 }
 
-async function drawPictures(find, full, quantized, isCurrent) {
-  const [a, b] = await Promise.all([decode(full), decode(quantized)]);
-  if (!isCurrent()) return; // another choice was made meanwhile
-  const show = (name, width, height) => {
-    const canvas = find(`[data-picture=${name}]`);
-    [canvas.width, canvas.height] = [width, height];
-    canvas.parentElement.style.flexBasis = `${(150 * width) / height}px`;
-    canvas.closest(".pictures").classList.toggle("wide", width > height); // frames of a clip
-    return canvas.getContext("2d", { willReadFrequently: true });
-  };
-  const [p, q] = [["full", a], ["quantized", b]].map(([name, image]) => {
-    const context = show(name, image.width, image.height);
-    context.drawImage(image, 0, 0);
-    return context.getImageData(0, 0, image.width, image.height);
-  });
-  const difference = new ImageData(p.width, p.height);
-  difference.data.forEach((_, i) => {
-    difference.data[i] = i % 4 === 3 ? 255 : TIMES * Math.abs(p.data[i] - q.data[i]);
-  });
-  show("difference", p.width, p.height).putImageData(difference, 0, 0);
+// Full precision, quantized and their difference; of a clip, whose frames are stored side by side, a frame at a time.
+function pictureFigure(find) {
+  const words = find("[data-clip]"), button = find("[data-do=play]"), less = matchMedia("(prefers-reduced-motion: reduce)");
+  let images = {}, frames = 1, at = 0, timer = 0, drawn = 0, paused = less.matches;
+
+  function show() {
+    const frame = Math.min(at, frames - 1);
+    for (const [name, image] of Object.entries(images)) {
+      const canvas = find(`[data-picture=${name}]`);
+      [canvas.width, canvas.height] = [image.width / frames, image.height];
+      canvas.getContext("2d", { willReadFrequently: true }).putImageData(image, -frame * canvas.width, 0);
+    }
+    words.hidden = frames === 1;
+    find("[data-value=frame]").textContent = `frame ${frame + 1} of the ${frames} that are stored, from the clip's first to its last`;
+  }
+  function play() {
+    clearInterval(timer);
+    timer = frames > 1 && !paused && setInterval(() => {
+      at = (at + 1) % (frames + 1); // the last one stays a little longer
+      show();
+    }, 500);
+    button.textContent = paused ? "play" : "pause";
+  }
+  function pause(wanted) {
+    paused = wanted;
+    play();
+  }
+  button.addEventListener("click", () => pause(!paused));
+  less.addEventListener("change", () => pause(less.matches));
+
+  async function update(full, quantized, count) {
+    const turn = ++drawn, [p, q] = (await Promise.all([decode(full), decode(quantized)])).map(pixels);
+    if (turn !== drawn) return; // another choice was made meanwhile
+    const difference = new ImageData(p.width, p.height);
+    difference.data.forEach((_, i) => {
+      difference.data[i] = i % 4 === 3 ? 255 : TIMES * Math.abs(p.data[i] - q.data[i]);
+    });
+    images = { full: p, quantized: q, difference };
+    if (count !== frames) {
+      [frames, at] = [count, 0];
+      play();
+    }
+    show();
+  }
+  return { update, stop: () => pause(true) };
+}
+
+function pixels(image) {
+  const canvas = Object.assign(document.createElement("canvas"), { width: image.width, height: image.height });
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(image, 0, 0);
+  return context.getImageData(0, 0, image.width, image.height);
 }
