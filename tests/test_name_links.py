@@ -75,9 +75,11 @@ def test_a_line_that_is_gone_or_not_alone_is_found_out(text):
 
 
 def test_lines_of_a_module_get_anchors_and_keep_every_letter():
-    page = '<pre>\n<span>"""</span>\n<span>x</span>\n\n<span>y = 1</span>\n</pre></div>'
-    made = name_links.with_anchors(page, {1, 4})
-    assert '<span class="line" id="line-4"></span><span>y = 1' in made and made.count("id=") == 2
+    function = '<div class="viewcode-block" id="f">\n<a class="viewcode-back" href="">[docs]</a>\ndef f():'
+    page = f'<h1>m</h1><pre>\n<span>"""</span>\n{function}\n    x</div>\n\n\ny = 1\n</pre></div>\n'
+    made = name_links.with_anchors(page, {3, 5})  # two lines of code before; an empty one between
+    for number, text in ((3, "    x"), (5, "y = 1")):
+        assert f'\n<span class="line" id="line-{number}"></span>{text}' in made
     assert re.sub(r'<span class="line" id="line-\d"></span>', "", made) == page
 
 

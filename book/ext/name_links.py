@@ -139,12 +139,14 @@ def line(name, rawtext, text, lineno, inliner, options=None, content=None):
 
 
 def with_anchors(page: str, numbers: set[int]) -> str:
-    """Viewcode's page of a module, these of its lines made places to go to. Its code begins after <pre>."""
-    before, pre, code = page.partition("<pre>")
-    lines = code.removeprefix("\n").split("\n")
+    """Viewcode's page of a module, these of its lines made places to go to. Its code begins below <pre>, and
+    what it puts between the lines of the code, ahead of and after a function, ends with a line break too."""
+    before, pre, code = page.partition("<pre>\n")
+    between = r'(</div>|<div class="viewcode-block.*|<a class="viewcode-back.*)\n'
+    lines = re.sub(between, "\\1\0", code).split("\n")
     for number in numbers:
         lines[number - 1] = f'<span class="line" id="line-{number}"></span>{lines[number - 1]}'
-    return before + pre + "\n" + "\n".join(lines)
+    return before + pre + "\n".join(lines).replace("\0", "\n")
 
 
 def add_anchors(app, exception):
