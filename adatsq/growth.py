@@ -21,7 +21,7 @@ ABOVE, BELOW = (
 )  # it cannot be reached any more
 LOOKS = {  # colour and shape of a point; the grey reads on white and on black
     KEPT: (METHOD_COLORS["adatsq"], "dot"),
-    ABOVE: ("#005AB5", "triangle"),
+    ABOVE: ("#3060D8", "triangle"),
     BELOW: ("#56B4E9", "triangle down"),
     DOMINATED: ("#888888", "cross"),
     FAR: ("#AA4499", "square"),
