@@ -80,6 +80,7 @@ def test_lines_of_a_module_get_anchors_and_keep_every_letter():
     made = name_links.with_anchors(page, {3, 5})  # two lines of code before; an empty one between
     for number, text in ((3, "    x"), (5, "y = 1")):
         assert f'\n<span class="line" id="line-{number}"></span>{text}' in made
+    assert name_links.with_anchors(name_links.with_anchors(page, {1, 5}), {3, 5}) == made
     assert re.sub(r'<span class="line" id="line-\d"></span>', "", made) == page
 
 
