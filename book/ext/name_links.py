@@ -139,9 +139,9 @@ def line(name, rawtext, text, lineno, inliner, options=None, content=None):
 
 
 def with_anchors(page: str, numbers: set[int]) -> str:
-    """Viewcode's page of a module, these of its lines made places to go to, and no others: it keeps pages that
-    an earlier build left. Its code begins below <pre>, and what it puts between the lines of the code, ahead of
-    and after a function, ends with a line break too."""
+    """Viewcode's page of a module, these of its lines made places to go to, and no others: a page may be left
+    from an earlier build. Its code begins below <pre>, and what viewcode puts between the lines of the code,
+    ahead of and after a function, ends with a line break too."""
     before, pre, code = re.sub('<span class="line" id="[^"]*"></span>', "", page).partition("<pre>\n")
     between = r'(</div>|<div class="viewcode-block.*|<a class="viewcode-back.*)\n'
     lines = re.sub(between, "\\1\0", code).split("\n")
