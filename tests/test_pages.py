@@ -259,18 +259,18 @@ def test_the_pdf_is_linked_where_it_is_made(monkeypatch):
 def test_pdf_has_contents_and_counts_its_pages_through(tmp_path):
     """Numbers and links of the contents lead to the pages on which the parts begin, as the outline does."""
     pypdf, to_pdf = pytest.importorskip("pypdf"), module_of_the_book("to_pdf")
-    for name, pages in (("first & best", 3), ("second", 1), ("third", 2)):
+    for name, pages in (("first & best", 3), ("second", 1), ("last", 2)):
         text = f"<h1>{name}</h1>" + '<p style="break-after: page">words</p>' * (pages - 1) + "<p>end</p>"
         (tmp_path / f"{name[:3]}.html").write_text(text, encoding="utf-8")
     out = tmp_path / "book.pdf"
     with to_pdf.window() as tab:
-        assert to_pdf.write(tab, to_pdf.printed(tab, tmp_path, ["fir", "sec", "thi"]), out) == 7
+        assert to_pdf.write(tab, to_pdf.printed(tab, tmp_path, ["fir", "sec", "las"]), out) == 7
     book = pypdf.PdfReader(out)
     texts = [page.extract_text() for page in book.pages]
-    begins = {"first & best": 2, "second": 5, "third": 6}
+    begins = {"first & best": 2, "second": 5, "last": 6}
     for title, page in begins.items():
         assert re.search(rf"{title}\s*{page}\b", texts[0]), texts[0]
-    feet = ["first & best"] * 3 + ["second"] + ["third"] * 2
+    feet = ["first & best"] * 3 + ["second"] + ["last"] * 2
     for number, (text, title) in enumerate(zip(texts[1:], feet), 2):
         assert re.search(rf"{title}, {number}\b", text), text
     outline = {entry.title: book.get_destination_page_number(entry) + 1 for entry in book.outline}
