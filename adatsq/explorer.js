@@ -15,13 +15,17 @@ const CSS = `
   background: transparent; border: 1px solid #8888; border-radius: 4px; padding: 2px 4px; }
 .adatsq-explorer option { color: black; background: white; }
 .adatsq-explorer button { font: inherit; color: inherit; background: #8882; border: 1px solid #8888; border-radius: 4px; padding: 2px 10px; }
+.adatsq-explorer .clip { display: flex; gap: 12px; align-items: center; font-size: 12px; }
+.adatsq-explorer .clip button { min-width: 5em; }
 .adatsq-explorer [hidden] { display: none; }
-.adatsq-explorer .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 2px 24px; margin: 10px 0; }
+.adatsq-explorer .together { display: grid; gap: 4px 24px; margin: 10px 0; }
+.adatsq-explorer.broad .together { grid-template-columns: minmax(0, 3fr) minmax(0, 4fr); }
+.adatsq-explorer .facts { display: grid; gap: 2px; margin: 8px 0; }
+/* Two lines each, needed or not: the map below stays where it is while somebody paints on it. */
+.adatsq-explorer .pictures figcaption, .adatsq-explorer .facts span:last-child { min-height: 2.8em; }
 .adatsq-explorer .pictures, .adatsq-explorer .brush, .adatsq-explorer .actions, .adatsq-explorer form { display: flex; flex-wrap: wrap;
   gap: 6px 12px; align-items: center; margin: 4px 0; }
 .adatsq-explorer .pictures { align-items: start; flex-wrap: nowrap; }
-.adatsq-explorer .pictures.wide { flex-wrap: wrap; }
-.adatsq-explorer .pictures.wide figure { margin: 0; }
 .adatsq-explorer form label { flex: 1 1 200px; }
 .adatsq-explorer fieldset { border: 0; margin: 0; padding: 0; display: flex; gap: 8px; min-width: 0; }
 .adatsq-explorer legend { float: left; padding: 0; margin: 0; width: auto; font: inherit; }
@@ -29,7 +33,7 @@ const CSS = `
 .adatsq-explorer [data-brushes] label { gap: 3px; }
 .adatsq-explorer figure { margin: 0 0 12px; padding: 0; max-width: 100%; }
 .adatsq-explorer figcaption { font-size: 12px; font-weight: inherit; line-height: 1.4; text-align: left; color: inherit; padding: 2px 0; }
-.adatsq-explorer .pictures figure { flex: 0 1 150px; min-width: 90px; }
+.adatsq-explorer .pictures figure { flex: 0 1 150px; min-width: 80px; margin: 0; }
 .adatsq-explorer canvas { width: 100%; image-rendering: pixelated; display: block; }
 .adatsq-explorer svg { width: 100%; display: block; }
 .adatsq-explorer [data-figure=front] svg { touch-action: pan-y; cursor: ew-resize; }
@@ -51,19 +55,22 @@ const FRAME = `
   <label><span>beam width</span><select name="beam"></select></label>
   <label class="whole"><span>prompt</span><select name="prompt"></select></label>
 </div>
-<div class="facts" aria-live="polite">
-  <span>average activation bits <b data-value="average"></b></span>
-  <span>weighted by multiplications <b data-value="weighted"></b></span>
-  <span>accumulated error <b data-value="error"></b></span>
-  <span>PSNR for this prompt <b data-value="psnr"></b></span>
-  <span>memory of the transformer <b data-value="memory"></b></span>
-  <span>score <b data-value="score"></b></span>
-</div>
+<div class="together"><figure data-figure="front"></figure><div>
 <div class="pictures">
-  <figure><canvas data-picture="full" role="img"></canvas><figcaption>full precision<span data-frames hidden>: first, middle and last frame</span></figcaption></figure>
+  <figure><canvas data-picture="full" role="img"></canvas><figcaption>full precision</figcaption></figure>
   <figure><canvas data-picture="quantized" role="img"></canvas><figcaption data-value="name"></figcaption></figure>
   <figure><canvas data-picture="difference" role="img"></canvas><figcaption>difference × ${TIMES}</figcaption></figure>
 </div>
+<div class="clip" data-clip hidden><button type="button" data-do="play">play</button><span data-value="frame"></span></div>
+<div class="facts" aria-live="polite">
+  <span>PSNR for this prompt <b data-value="psnr"></b></span>
+  <span>average activation bits <b data-value="average"></b></span>
+  <span>weighted by multiplications <b data-value="weighted"></b></span>
+  <span>accumulated error <b data-value="error"></b></span>
+  <span>memory of the transformer <b data-value="memory"></b></span>
+  <span>score <b data-value="score"></b></span>
+</div>
+</div></div>
 <form class="live" hidden>
   <label><span>another prompt</span><input type="text" name="text"></label><button>run live</button>
   <output aria-live="polite"></output>
@@ -75,8 +82,7 @@ const FRAME = `
 <figure data-figure="policy"></figure>
 <p class="note" aria-live="polite" data-value="note"></p>
 <div class="actions"><button type="button" data-do="download">download this policy</button>
-  <button type="button" data-do="reset" hidden>back to the stored policy</button></div>
-<figure data-figure="front"></figure>`;
+  <button type="button" data-do="reset" hidden>back to the stored policy</button></div>`;
 
 // What tells one setting of a model from another, each offered as far as it is stored beside those before it.
 const KEYS = {
@@ -100,7 +106,7 @@ function render({ model, el }) {
   const find = (selector) => el.querySelector(selector), control = (name) => find(`[name=${name}]`);
   const say = (name, text) => { find(`[data-value=${name}]`).textContent = text; };
   const models = model.get("data");
-  let drawn = 0, asked = 0, pictures = null, trouble = "", draft = null; // a painting under way, not yet told to the kernel
+  let asked = 0, pictures = null, trouble = "", draft = null; // a painting under way, not yet told to the kernel
   models.forEach((data, i) => control("model").add(new Option(data.name, i)));
 
   function state() {
@@ -177,6 +183,7 @@ function render({ model, el }) {
   function draw() {
     const now = state(), { data, setting, choice, index, p, painted, bits, live } = now;
     const width = Math.max(280, Math.min(el.clientWidth || 640, 760));
+    el.classList.toggle("broad", width >= 640); // the frontier beside the pictures, or above them: in sight while it is dragged
     control("model").value = models.indexOf(data);
     control("model").disabled = models.length === 1;
     Object.entries(KEYS).forEach(([key, name], i) => {
@@ -191,21 +198,21 @@ function render({ model, el }) {
 
     const shown = live || { full: data.prompts[p].image, image: choice.images[p], text: data.prompts[p].text };
     const bare = `W${setting.w_bits}A${(live ? averages(data, bits).average : choice.average_bits).toFixed(2)}`;
-    const name = live ? `${bare}, live: ${shown.text}` : painted ? `${bare}, the stored policy, without your changes` : bare;
+    const name = live ? `${bare}, live: ${shown.text}` : painted ? `${bare}, before your changes` : bare;
     say("name", name);
-    find("[data-frames]").hidden = !(data.frames > 1); // of a clip
     for (const [picture, what] of [["full", "full precision"], ["quantized", name], ["difference", "difference"]])
       find(`[data-picture=${picture}]`).setAttribute("aria-label", `${shown.text}: ${what}`);
     if (pictures !== shown.full + shown.image) {
-      const turn = ++drawn;
       pictures = shown.full + shown.image;
-      drawPictures(find, shown.full, shown.image, () => turn === drawn);
+      drawPictures.update(shown.full, shown.image, data.frames);
     }
     drawPolicy({ data, bits, colors: model.get("colors"), width });
-    drawFront({ setting, index, width, painted: painted && averages(data, bits).average });
+    const room = find("[data-figure=front]").clientWidth || width;
+    drawFront({ setting, index, width: room, painted: painted && averages(data, bits).average });
     find("[data-do=reset]").hidden = !painted;
   }
 
+  const drawPictures = pictureFigure(find);
   const drawPolicy = policyFigure(find("[data-figure=policy]"), (cells, digit, done) => {
     const { choice, bits } = state(), rows = bits.map((row) => [...row]);
     for (const [t, l] of cells) rows[t][l] = digit;
@@ -213,6 +220,9 @@ function render({ model, el }) {
     draft = done ? null : made;
     if (done) change({ live: null, painted: changed ? made : [] });
     else draw();
+  }, () => {
+    draft = null;
+    draw();
   });
   const drawFront = frontFigure(find("[data-figure=front]"), (budget) => go({ budget }));
 
@@ -259,7 +269,12 @@ function render({ model, el }) {
   model.on("change:status", () => { status.textContent = model.get("status"); });
   for (const name of ["model", "setting", "budget", "prompt", "painted", "live"]) model.on(`change:${name}`, () => draw());
   draw(); // at once: the observer's first call comes a moment after the lists can be touched
-  new ResizeObserver(() => draw()).observe(el);
+  const resized = new ResizeObserver(() => draw());
+  resized.observe(el);
+  return () => { // the widget is closed
+    resized.disconnect();
+    drawPictures.stop();
+  };
 }
 
 export default { render };

@@ -31,12 +31,13 @@ function taken(event) {
 
 // ---- the policy: timesteps from left to right, layers from top to bottom -------------------------------------------
 
-// paint(cells, digit, done): cells are [t, l]; done is false while a drag goes on.
-function policyFigure(figure, paint) {
+// paint(cells, digit, done): cells are [t, l]; done is false while a drag goes on. undo(): the drag was none.
+function policyFigure(figure, paint, undo) {
   figure.innerHTML = `<figcaption><b>Activation bits</b> of every layer at every step:<span data-shares></span></figcaption>
     <div class="brush"><fieldset><legend>paint with</legend><span data-brushes></span></fieldset>
     <label><span>on</span><select data-reach><option value="cell">one cell</option>
-    <option value="layer">a layer, all steps</option><option value="step">a step, all layers</option></select></label></div>`;
+    <option value="block">a block of layers, one step</option><option value="layer">a layer, all steps</option>
+    <option value="step">a step, all layers</option></select></label></div>`;
   const s = svg("svg", { tabindex: 0, role: "application", "aria-roledescription": "heat map" }, figure);
   const readout = document.createElement("figcaption"), place = { t: 0, l: 0 }, group = Math.random().toString(36);
   readout.className = "readout";
@@ -44,27 +45,33 @@ function policyFigure(figure, paint) {
   figure.append(readout);
   let now = null, box = null, mark = null, last = null; // last: the cell of a drag under way
   const find = (selector) => figure.querySelector(selector), brush = () => find("[data-brush]:checked").value;
+  const isNarrow = () => now.width < 480; // a phone's
 
   function brushes() {
     const made = ["", ...now.data.a_bits].map((bits, i) => `<label><input type="radio" name="${group}"
       data-brush="${bits}" value="${bits}" ${i ? "" : "checked"}>${bits ? `${bits} bits` : "nothing"}</label>`);
     find("[data-brushes]").innerHTML = made.join("");
     find("[data-brushes]").dataset.of = String(now.data.a_bits);
-    s.style.touchAction = "auto";
+    if (isNarrow()) find("[data-reach]").value = "block"; // a finger hits no single cell
   }
-  find("[data-brushes]").addEventListener("change", () => { s.style.touchAction = brush() ? "none" : "auto"; });
+  find("[data-reach]").addEventListener("change", () => point());
+  s.style.touchAction = "pan-y"; // a finger paints from step to step; up and down it scrolls, with a brush too
 
   function cells(t, l) {
     const reach = find("[data-reach]").value, { layers, timesteps } = now.data;
     if (reach === "layer") return timesteps.map((_, i) => [i, l]);
+    if (reach === "block") return layers.flatMap(([name], i) => (blockOf(name) === blockOf(layers[l][0]) ? [[t, i]] : []));
     return reach === "step" ? layers.map((_, i) => [t, i]) : [[t, l]];
   }
 
   function point() {
     const { layers, timesteps, fisher } = now.data, T = timesteps.length, L = layers.length;
     const t = (place.t = Math.min(Math.max(place.t, 0), T - 1)), l = (place.l = Math.min(Math.max(place.l, 0), L - 1));
-    mark.setAttribute("x", box.left + t * box.x);
-    mark.setAttribute("y", box.top + l * box.y);
+    const [ts, ls] = [0, 1].map((i) => cells(t, l).map((cell) => cell[i])); // around all that a stroke would paint
+    for (const [name, place, size, start] of [["x", ts, "width", box.left], ["y", ls, "height", box.top]]) {
+      mark.setAttribute(name, start + Math.min(...place) * box[name]);
+      mark.setAttribute(size, (Math.max(...place) - Math.min(...place) + 1) * box[name]);
+    }
     const rank = 1 + fisher[t].filter((value) => value > fisher[t][l]).length;
     readout.textContent = `step ${t + 1} of ${T}, ${shortName(layers[l][0])}: ${now.bits[t][l]} bits. ` +
       `Fisher score ${fisher[t][l].toExponential(1)}, rank ${rank} of ${L} at this step.`;
@@ -95,7 +102,8 @@ function policyFigure(figure, paint) {
     if (far) paint(line, brush(), false);
   });
   for (const end of ["pointerup", "pointercancel"]) s.addEventListener(end, () => {
-    if (last) paint([], brush(), true);
+    if (last && end === "pointerup") paint([], brush(), true);
+    else if (last) undo(); // the finger scrolls the page
     last = null;
   });
   s.addEventListener("keydown", (event) => {
@@ -116,7 +124,7 @@ function policyFigure(figure, paint) {
     now = state;
     const { data, bits, colors, width } = now, { layers, timesteps } = data, T = timesteps.length, L = layers.length;
     if (find("[data-brushes]").dataset.of !== String(data.a_bits)) brushes();
-    const left = 78, right = 20, y = Math.max(5, Math.round(240 / L));
+    const left = 78, right = 20, y = isNarrow() ? Math.max(8, Math.round(400 / L)) : Math.max(5, Math.round(240 / L));
     box = { left, top: 4, x: (width - left - right) / T, y };
     const bottom = box.top + L * y, all = bits.join(""), used = [...new Set(all)].sort();
     const share = (b) => `${b} bits, ${Math.round((100 * (all.split(b).length - 1)) / all.length)} %`;
@@ -144,7 +152,7 @@ function policyFigure(figure, paint) {
     for (const t of new Set(Array.from({ length: marks + 1 }, (_, i) => Math.round((i * (T - 1)) / marks))))
       svg("text", { x: left + (t + 0.5) * box.x, y: bottom + 13, "text-anchor": "middle" }, s, String(Number(timesteps[t].toPrecision(3))));
     svg("text", { x: (left + width - right) / 2, y: bottom + 29, "text-anchor": "middle" }, s, "timestep, from noise to image");
-    mark = svg("rect", { width: box.x, height: y, fill: "none", stroke: "#D55E00", "stroke-width": 2 }, s);
+    mark = svg("rect", { fill: "none", stroke: "#D55E00", "stroke-width": 2 }, s);
     point();
   };
 }
@@ -153,9 +161,10 @@ function policyFigure(figure, paint) {
 
 // choose(i): the i-th choice of the setting, by drag or arrow keys.
 function frontFigure(figure, choose) {
-  figure.innerHTML = `<figcaption><b>Pareto frontier.</b> Grey: every complete path; blue: the best; rings: those with
-    stored pictures, drag or use the arrow keys; squares: fixed bits; orange: the one shown.</figcaption>`;
+  figure.innerHTML = `<figcaption><b>Pareto frontier.</b> Drag along it, or use the arrow keys.</figcaption>`;
   const s = svg("svg", { tabindex: 0, role: "slider", "aria-label": "choice on the Pareto frontier" }, figure);
+  figure.insertAdjacentHTML("beforeend", `<figcaption>Grey: every complete path; blue: the best; rings: those with
+    stored pictures; squares: fixed bits; orange: the one shown.</figcaption>`);
   let now = null, X = null, dragging = false;
   function nearest(event) {
     const { x } = inside(s, event), away = (choice) => Math.abs(X(choice.average_bits) - x);
@@ -227,24 +236,56 @@ async function decode(base64) {
   return image;
 }
 
-async function drawPictures(find, full, quantized, isCurrent) {
-  const [a, b] = await Promise.all([decode(full), decode(quantized)]);
-  if (!isCurrent()) return; // another choice was made meanwhile
-  const show = (name, width, height) => {
-    const canvas = find(`[data-picture=${name}]`);
-    [canvas.width, canvas.height] = [width, height];
-    canvas.parentElement.style.flexBasis = `${(150 * width) / height}px`;
-    canvas.closest(".pictures").classList.toggle("wide", width > height); // frames of a clip
-    return canvas.getContext("2d", { willReadFrequently: true });
-  };
-  const [p, q] = [["full", a], ["quantized", b]].map(([name, image]) => {
-    const context = show(name, image.width, image.height);
-    context.drawImage(image, 0, 0);
-    return context.getImageData(0, 0, image.width, image.height);
-  });
-  const difference = new ImageData(p.width, p.height);
-  difference.data.forEach((_, i) => {
-    difference.data[i] = i % 4 === 3 ? 255 : TIMES * Math.abs(p.data[i] - q.data[i]);
-  });
-  show("difference", p.width, p.height).putImageData(difference, 0, 0);
+// Full precision, quantized and their difference; of a clip, whose frames are stored side by side, a frame at a time.
+function pictureFigure(find) {
+  const words = find("[data-clip]"), button = find("[data-do=play]"), less = matchMedia("(prefers-reduced-motion: reduce)");
+  let images = {}, frames = 1, at = 0, timer = 0, drawn = 0, paused = less.matches;
+
+  function show() {
+    const frame = Math.min(at, frames - 1);
+    for (const [name, image] of Object.entries(images)) {
+      const canvas = find(`[data-picture=${name}]`);
+      [canvas.width, canvas.height] = [image.width / frames, image.height];
+      canvas.getContext("2d", { willReadFrequently: true }).putImageData(image, -frame * canvas.width, 0);
+    }
+    words.hidden = frames === 1;
+    find("[data-value=frame]").textContent = `frame ${frame + 1} of the ${frames} that are stored, from the clip's first to its last`;
+  }
+  function play() {
+    clearInterval(timer);
+    timer = frames > 1 && !paused && setInterval(() => {
+      at = (at + 1) % (frames + 1); // the last one stays a little longer
+      show();
+    }, 500);
+    button.textContent = paused ? "play" : "pause";
+  }
+  function pause(wanted) {
+    paused = wanted;
+    play();
+  }
+  button.addEventListener("click", () => pause(!paused));
+  less.addEventListener("change", () => pause(less.matches));
+
+  async function update(full, quantized, count) {
+    const turn = ++drawn, [p, q] = (await Promise.all([decode(full), decode(quantized)])).map(pixels);
+    if (turn !== drawn) return; // another choice was made meanwhile
+    const difference = new ImageData(p.width, p.height);
+    difference.data.forEach((_, i) => {
+      difference.data[i] = i % 4 === 3 ? 255 : TIMES * Math.abs(p.data[i] - q.data[i]);
+    });
+    images = { full: p, quantized: q, difference };
+    if (count !== frames) {
+      [frames, at] = [count, 0];
+      play();
+    }
+    show();
+  }
+  return { update, stop: () => pause(true) };
+}
+
+function pixels(image) {
+  const canvas = Object.assign(document.createElement("canvas"), { width: image.width, height: image.height });
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(image, 0, 0);
+  return context.getImageData(0, 0, image.width, image.height);
 }

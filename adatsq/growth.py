@@ -14,27 +14,35 @@ from adatsq.colors import METHOD_COLORS
 from adatsq.pareto import non_dominated
 from adatsq.search import SearchResult
 
-KEPT, UNREACHABLE, DOMINATED, FAR = "kept", "cannot reach the budget", "dominated", "too far"
+KEPT, DOMINATED, FAR = "kept", "dominated", "too far"
+ABOVE, BELOW = (
+    "too many bits for the budget",
+    "too few bits to use the budget",
+)  # it cannot be reached any more
 LOOKS = {  # colour and shape of a point; the grey reads on white and on black
     KEPT: (METHOD_COLORS["adatsq"], "dot"),
-    UNREACHABLE: ("#56B4E9", "square"),
+    ABOVE: ("#3060D8", "triangle"),
+    BELOW: ("#56B4E9", "triangle down"),
     DOMINATED: ("#888888", "cross"),
-    FAR: ("#AA4499", "triangle"),
+    FAR: ("#AA4499", "square"),
 }
 
 
 def reasons(result: SearchResult, options: Options, budget: float | None = None) -> pd.Series:
-    """For each row of result.evaluated, KEPT or the first rule that it fell to: UNREACHABLE, DOMINATED, FAR.
+    """For each row of result.evaluated, KEPT or the rule it fell to: ABOVE or BELOW, DOMINATED, FAR.
 
     options, budget: those of the search. ValueError if they cannot be, since other rows were kept.
     """
     tried, reachable = result.evaluated, reachable_to(options, budget)
     if tried.step.max() + 1 != len(options):
         raise ValueError(f"the search has {tried.step.max() + 1} steps, the options are for {len(options)}")
+    least = np.array([min(bits.mean() for bits in option.values()) for option in options])
     found = pd.Series(FAR, index=tried.index, name="reason")
     for t, rows in tried.groupby("step"):
         near = reachable(t, rows.average_bits.to_numpy())
-        found[rows.index[~near]] = UNREACHABLE
+        # Both at once cannot be: the cheapest way on from a path spends no more than the richest.
+        cheapest = (rows.average_bits[~near] * (t + 1) + least[t + 1 :].sum()) / len(options)
+        found[rows.index[~near]] = [ABOVE if bits > budget else BELOW for bits in cheapest]
         inside = rows[near]
         if near.any():
             beaten = ~non_dominated(inside[["average_bits", "error"]].to_numpy())

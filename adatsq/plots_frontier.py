@@ -100,7 +100,7 @@ def _ring(i: int) -> dict:
 def policy_maps(table: dict[str, dict[str, Policy]], title: str) -> Figure:
     """Small heat maps of policies of one model: table[row][column], with the average bits of each."""
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
-    size = {"figsize": (7.4, 0.7 + 1.75 * len(table)), "sharex": True, "sharey": True, "squeeze": False}
+    size = {"figsize": (7.4, 0.9 + 1.75 * len(table)), "sharex": True, "sharey": True, "squeeze": False}
     figure, axes = plt.subplots(len(table), len(columns), **size)
     for (name, row), places in zip(table.items(), axes):
         for column, ax in zip(columns, places):
@@ -117,6 +117,6 @@ def policy_maps(table: dict[str, dict[str, Policy]], title: str) -> Figure:
         {int(b) for row in table.values() for policy in row.values() for b in np.unique(policy.bits)}
     )
     handles = [Patch(facecolor=BIT_COLORS[b], edgecolor=INK, linewidth=0.4, label=f"{b} bits") for b in used]
-    figure.legend(handles=handles, ncols=len(used), loc="outside upper right")
+    figure.legend(handles=handles, ncols=len(used), loc="outside lower left")  # the title needs the top
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure

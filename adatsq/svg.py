@@ -15,6 +15,7 @@ SHAPES = {  # of radius 1; a shape and not only a colour says what a point is
     "cross": "M-1 -1L1 1M-1 1L1 -1",
     "triangle": "M0 -1.1L1 0.8L-1 0.8Z",
     "square": "M-0.9 -0.9h1.8v1.8h-1.8Z",
+    "triangle down": "M0 1.1L1 -0.8L-1 -0.8Z",
 }
 
 

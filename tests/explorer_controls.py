@@ -164,6 +164,9 @@ def move_everything(explorer, folder) -> None:
         if explorer.locator("[name=model]").input_value() != str(model):
             choose(explorer, "model", model)
             moved.add("model")
+        clip = explorer.locator("[data-do=play]")  # its frames would pass for pictures that moved
+        if clip.is_visible() and clip.inner_text() == "pause":
+            clip.click()
         moved |= move_selects(explorer)
         move_budget(explorer)
         paint(explorer)

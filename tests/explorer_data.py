@@ -17,13 +17,16 @@ LAYERS = [
 STEPS = [1.0, 0.7, 0.00004, 3e-7]  # some that Python and JavaScript write differently
 
 
-def picture(color):
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((8, 8, 3), color, dtype=np.uint8)).save(buffer, "PNG")
+def picture(color, frames=1):
+    """One colour; in each frame of a clip a white dot elsewhere, but in no corner."""
+    image, buffer = np.full((8, 8 * frames, 3), color, dtype=np.uint8), io.BytesIO()
+    if frames > 1:
+        image[4, [8 * f + 2 + f for f in range(frames)]] = 255
+    Image.fromarray(image).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def made_up(name="made-up", seed=0, errors=True):
+def made_up(name="made-up", seed=0, errors=True, frames=1):
     """Data as the sweep writes it: 2 weight bits x 2 tau x (2 beams, fixed bits), 4 steps, 3 layers."""
     rng = np.random.default_rng(seed)
     measured = rng.uniform(0.1, 1, (2, 2, 4, 3, 3))
@@ -44,7 +47,7 @@ def made_up(name="made-up", seed=0, errors=True):
                     "bits": ["".join(map(str, row)) for row in bits],
                     "psnr": rng.uniform(20, 40, 2).round(2).tolist(),
                     "mean_psnr": 30.0,
-                    "images": [picture(rng.integers(150, 200, 3)) for _ in range(2)],
+                    "images": [picture(rng.integers(150, 200, 3), frames) for _ in range(2)],
                     "score": {"value": 0.9, "ci_low": 0.875, "ci_high": 0.925, "n": 12},
                 }
             )
@@ -81,10 +84,10 @@ def made_up(name="made-up", seed=0, errors=True):
         "a_bits": [3, 4, 8],
         "calibration": 2,
         "search": 1,
-        "frames": 1,
+        "frames": frames,
         "fisher": rng.uniform(1, 9, (4, 3)).round(2).tolist(),
         "prompts": [
-            {"text": text, "seed": 0, "image": picture(3 * [grey])}
+            {"text": text, "seed": 0, "image": picture(3 * [grey], frames)}
             for text, grey in (("a star</script><b>", 200 + seed), ("a ring", 210 + seed))
         ],
         "drawn": 12,

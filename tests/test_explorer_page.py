@@ -21,7 +21,7 @@ from adatsq import Policy
 from adatsq.explorer import BitBudgetExplorer, choices_of, predictions
 
 ROOT = Path(__file__).parents[1]
-MODELS = [made_up(), made_up("another", 1, errors=False) | {"frames": 3}]
+MODELS = [made_up(), made_up("another", 1, errors=False, frames=3)]
 for model in MODELS:  # too few prompts for a score
     model["weights"][1]["policies"][0]["score"] = None
 HEAT_MAP, FRONT = "[data-figure=policy] svg", "[data-figure=front] svg"
@@ -133,7 +133,6 @@ def test_every_control_moves_what_is_shown(page):
             page.locator("[name=budget]").press("End" if beam else "Home")
             expect(page, tau, len(shown(page)["choices"]) - 1 if beam else 0)
     assert page.locator("[name=beam]").is_disabled()  # fixed bits have none
-    assert page.get_by_text("full precision: first, middle and last frame").is_visible()  # of the last model
 
 
 def test_another_model_is_shown_at_the_like_setting(page):
@@ -190,7 +189,7 @@ def test_what_is_not_stored_is_not_offered(page):
     page.locator("[name=method]").select_option("1")
     assert page.locator("[name=beam] option").all_inner_texts() == ["no beam"]
     assert page.locator("[name=budget]").get_attribute("max") == "1"
-    assert page.locator("form.live").is_hidden() and page.locator("[data-frames]").is_hidden()
+    assert page.locator("form.live").is_hidden() and page.locator("[data-clip]").is_hidden()
 
 
 def test_the_frontier_is_dragged_and_moved_by_keys(page):
@@ -347,6 +346,74 @@ def test_a_phone_shows_all_of_it(opened, scheme):
     colors = page.evaluate(f"() => ['svg text', 'select', 'button'].map(s => {color})")
     bright = [sum(map(int, color[4:-1].split(", "))) for color in colors]
     assert all(b > 500 for b in bright) if scheme == "dark" else all(b < 200 for b in bright)
+
+
+FRAME = "() => document.querySelector('[data-value=frame]').textContent"
+DOTS = """() => ["full", "quantized", "difference"].map(name => { // where each canvas is white
+    const canvas = document.querySelector(`[data-picture=${name}]`), context = canvas.getContext("2d");
+    const red = x => context.getImageData(x, 4, 1, 1).data[0];
+    const white = [...Array(canvas.width).keys()].filter(x => red(x) === 255);
+    return `${canvas.width}: ${white}`; })"""
+
+
+def test_a_clip_moves_until_it_is_paused(page):
+    """All frames that are stored, one at a time; a model of pictures has no such button."""
+    assert page.locator("[data-clip]").is_hidden()
+    page.locator("[name=model]").select_option("1")
+    for i in (1, 2, 3, 1):
+        page.wait_for_function(f"({FRAME})().startsWith('frame {i} of the 3 ')")
+        full, quantized, difference = page.evaluate(DOTS)
+        assert full == quantized == f"8: {i + 1}" and difference == "8: "  # the dot of this frame
+    button = page.locator("[data-do=play]")
+    button.click()
+    held = page.evaluate(FRAME)
+    page.wait_for_timeout(1300)
+    assert page.evaluate(FRAME) == held and button.inner_text() == "play"
+    page.locator("[name=prompt]").select_option("1")  # still of the same frame
+    page.locator("[name=model]").select_option("0")
+    page.locator("[name=model]").select_option("1")
+    page.wait_for_timeout(700)
+    assert button.inner_text() == "play" and page.evaluate(FRAME).startswith("frame 1 ")
+    button.press("Enter")
+    page.wait_for_function(f"({FRAME})().startsWith('frame 2 of ')")
+
+
+def test_less_motion_leaves_a_clip_still_until_it_is_played(opened):
+    page = opened(reduced_motion="reduce")
+    page.locator("[name=model]").select_option("1")
+    page.wait_for_timeout(1300)
+    assert page.evaluate(FRAME).startswith("frame 1 ")
+    page.locator("[data-do=play]").click()
+    page.wait_for_function(f"({FRAME})().startsWith('frame 2 of ')")
+
+
+@pytest.mark.parametrize("width, height", [(1280, 500), (360, 700)])
+def test_frontier_and_pictures_are_in_sight_together(opened, width, height):
+    page = opened(viewport={"width": width, "height": height})
+    places = [page.locator(s).bounding_box() for s in (FRONT, "[data-picture=full]", "[data-value=psnr]")]
+    top, bottom = min(p["y"] for p in places), max(p["y"] + p["height"] for p in places)
+    assert bottom - top < height
+    assert (places[0]["x"] + places[0]["width"] < places[1]["x"]) == (width > 640)  # beside, or above
+
+
+def test_a_finger_paints_blocks_and_scrolls(opened):
+    page = opened(viewport={"width": 360, "height": 740}, has_touch=True)
+    bits = np.array([list(row) for row in choices_of(MODELS[0], MODELS[0]["settings"][0])[0]["bits"]], int)
+    page.locator("[data-brush='8']").check()
+    x, y = cell(page, 1, 1)
+    cdp = page.context.new_cdp_session(page)
+    before = page.evaluate("scrollY")
+    for i in range(13):
+        kind = "touchMove" if i else "touchStart"
+        cdp.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y + 10 * i}]})
+    cdp.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.wait_for_function("before => scrollY < before", arg=before)
+    assert float(value(page, "average")) == pytest.approx(bits.mean(), abs=1e-3)  # a scroll paints nothing
+    place = cell(page, 1, 1)
+    page.touchscreen.tap(*place)
+    assert cell(page, 1, 1) == pytest.approx(place, abs=2), "the map moves away from the finger"
+    bits[1, :2] = 8  # the two layers of the first block
+    assert float(value(page, "average")) == pytest.approx(bits.mean(), abs=1e-3)
 
 
 def test_nothing_moves_by_itself(page):

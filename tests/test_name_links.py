@@ -42,6 +42,48 @@ def test_a_name_that_is_gone_is_found_out():
         name_links.entry(name_links.meant("adatsq.quantise"))
 
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = [*ROOT.glob("book/*.md"), *ROOT.glob("notebooks/*.ipynb")]
+LINES = sorted({found for page in PAGES for found in re.findall(r"\{line\}`(.+?)`", page.read_text("utf-8"))})
+
+
+@pytest.mark.parametrize("text", LINES)
+def test_every_line_that_pages_point_to_is_that_line(text):
+    """Read from the file: a line with the characters, inside of what has the name; or where that begins."""
+    file, number, anchor = name_links.place_of(text)
+    lines = (ROOT / f"{file}.py").read_text("utf-8").splitlines()
+    name, _, piece = text.partition(" ")
+    last = name.rpartition(".")[2]
+    head = max(
+        i for i, line in enumerate(lines[:number]) if re.match(r"\s*(def|class) ", line) or line[:1] == "@"
+    )
+    if piece:
+        head = max(i for i, line in enumerate(lines[:number]) if re.search(rf"(def|class) {last}\b", line))
+        assert piece in lines[number - 1] and anchor == f"line-{number}"
+        depth = len(lines[head]) - len(lines[head].lstrip())
+        assert all(not line.strip() or line[depth:][:1] in " )" for line in lines[head + 1 : number])
+    else:
+        assert head == number - 1 and any(f" {last}" in line for line in lines[head : head + 3])
+
+
+@pytest.mark.parametrize(
+    "text", ["fisher.Fisher.alpha tau", "fisher.Fisher.alpha np.cos(", "fisher.Fischer x"]
+)
+def test_a_line_that_is_gone_or_not_alone_is_found_out(text):
+    with pytest.raises(LookupError):
+        name_links.place_of(text)
+
+
+def test_lines_of_a_module_get_anchors_and_keep_every_letter():
+    function = '<div class="viewcode-block" id="f">\n<a class="viewcode-back" href="">[docs]</a>\ndef f():'
+    page = f'<h1>m</h1><pre>\n<span>"""</span>\n{function}\n    x</div>\n\n\ny = 1\n</pre></div>\n'
+    made = name_links.with_anchors(page, {3, 5})  # two lines of code before; an empty one between
+    for number, text in ((3, "    x"), (5, "y = 1")):
+        assert f'\n<span class="line" id="line-{number}"></span>{text}' in made
+    assert name_links.with_anchors(name_links.with_anchors(page, {1, 5}), {3, 5}) == made
+    assert re.sub(r'<span class="line" id="line-\d"></span>', "", made) == page
+
+
 def shown(*cells: str) -> str:
     """Cells of a page as the highlighter writes them."""
     blocks = [highlight(code, PythonLexer(), HtmlFormatter()) for code in cells]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
+from chromium import PATH as CHROMIUM
 from PIL import Image
 
 import adatsq
@@ -105,6 +106,16 @@ def test_every_reference_has_a_link():
             assert re.search(r"(doi|url) = \{\S+\}", entry), entry
 
 
+def test_every_method_and_test_with_a_name_has_its_words():
+    """What papers call themselves, before the colon of their titles; and the tools that pages name."""
+    titles = re.findall(r"(?m)^  title = \{(.+)\},$", (BOOK / "references.bib").read_text(encoding="utf-8"))
+    named = {title.partition(":")[0].replace("{", "").replace("}", "") for title in titles if ":" in title}
+    assert {"GPTQ", "QuaRot", "VBench"} <= named
+    glossary = (BOOK / "glossary.md").read_text(encoding="utf-8").partition("```{glossary}\n")[2]
+    entries = set(re.findall(r"(?m)^\w.*$", glossary.partition("```")[0]))
+    assert not (named | {"Triton", "CUDA graph", "RoPE"}) - entries - {"Diffusers"}
+
+
 LOOKED_UP = {"api", "glossary", "references"}  # nothing there to try or to sum up
 
 
@@ -112,6 +123,8 @@ LOOKED_UP = {"api", "glossary", "references"}  # nothing there to try or to sum 
 def test_every_page_opens_with_what_is_there_and_ends_with_the_next_step(page):
     text = page.read_text(encoding="utf-8")
     assert "**Next:**" in text and "**Reading time:**" in text
+    opening = r"(\(.+\)=\n)?# .+\n\n\*\*.+\?.*\*\*\n\n```\{admonition\} You will "  # a question first
+    assert page.stem in {"api", "references"} or re.match(opening, text)
     assert ("You will find" if page.stem in LOOKED_UP else "{admonition} You will learn") in text
     last = re.findall(r"(?m)^## .+", text)[-1:]
     assert page.stem in LOOKED_UP or last == ["## What was said, and what next"]
@@ -242,22 +255,37 @@ def test_the_pdf_is_linked_where_it_is_made(monkeypatch):
     assert from_data.pdf() == ""
 
 
-def test_pdf_has_every_page_in_order_and_says_what_is_missing(monkeypatch, tmp_path):
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+def test_pdf_has_contents_and_counts_its_pages_through(tmp_path):
+    """Numbers and links of the contents lead to the pages on which the parts begin, as the outline does."""
     pypdf, to_pdf = pytest.importorskip("pypdf"), module_of_the_book("to_pdf")
+    for name, pages in (("first & best", 3), ("second", 1), ("last", 2)):
+        text = f"<h1>{name}</h1>" + '<p style="break-after: page">words</p>' * (pages - 1) + "<p>end</p>"
+        (tmp_path / f"{name[:3]}.html").write_text(text, encoding="utf-8")
+    out = tmp_path / "book.pdf"
+    with to_pdf.window() as tab:
+        assert to_pdf.write(tab, to_pdf.printed(tab, tmp_path, ["fir", "sec", "las"]), out) == 7
+    book = pypdf.PdfReader(out)
+    texts = [page.extract_text() for page in book.pages]
+    begins = {"first & best": 2, "second": 5, "last": 6}
+    for title, page in begins.items():
+        assert re.search(rf"{title}\s*{page}\b", texts[0]), texts[0]
+    feet = ["first & best"] * 3 + ["second"] + ["last"] * 2
+    for number, (text, title) in enumerate(zip(texts[1:], feet), 2):
+        assert re.search(rf"{title}, {number}\b", text), text
+    outline = {entry.title: book.get_destination_page_number(entry) + 1 for entry in book.outline}
+    assert outline == {"Contents": 1} | begins
+    links = [note.get_object()["/Dest"][0] for note in book.pages[0]["/Annots"]]
+    numbers = [at.get_object() if hasattr(at, "get_object") else at for at in links]
+    places = [book.pages.index(at) if isinstance(at, dict) else int(at) for at in numbers]
+    assert [at + 1 for at in places] == list(begins.values())
+
+
+def test_pdf_has_every_page_in_order_and_says_what_is_missing(monkeypatch):
+    to_pdf = module_of_the_book("to_pdf")
     chapters = to_pdf.chapters(BOOK / "_toc.yml")
     assert chapters[0] == "book/intro" and len(set(chapters)) == len(chapters)
     assert {f"book/{p.stem}" for p in BOOK.glob("*.md")} <= set(chapters)
-    parts = {}
-    for title, pages in (("first", 2), ("second", 1)):
-        writer, file = pypdf.PdfWriter(), io.BytesIO()
-        for _ in range(pages):
-            writer.add_blank_page(100, 100)
-        writer.write(file)
-        parts[title] = file.getvalue()
-    assert to_pdf.join(parts, tmp_path / "book.pdf") == 3
-    joined = pypdf.PdfReader(tmp_path / "book.pdf")
-    starts = {entry.title: joined.get_destination_page_number(entry) for entry in joined.outline}
-    assert starts == {"first": 0, "second": 2}
     monkeypatch.setattr(to_pdf.shutil, "which", lambda name: None)
     with pytest.raises(FileNotFoundError, match="no Chromium on PATH"):
         to_pdf.chromium()

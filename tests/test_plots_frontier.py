@@ -78,3 +78,19 @@ def test_policies_side_by_side_share_a_legend():
     titles = [ax.get_title(loc="left") for ax in figure.axes]
     assert titles == ["one, low: 3.00 bits", "one, high: 4.00 bits", "", "two, high: 4.00 bits"]
     assert not any(ax.get_legend() for ax in figure.axes) and len(figure.legends) == 1
+
+
+def test_six_widths_leave_the_title_and_all_else_in_sight():
+    widths = np.array([[2, 3, 4], [5, 6, 8]])
+    layers = [LayerShape(f"blocks.{i}.to_q", 4, 4, 1) for i in range(3)]
+    policy = Policy(TIMESTEPS, layers, widths, "m")
+    title = "The policies that were picked for a budget of many widths to choose from"
+    figure = plots_frontier.policy_maps({"one": {"low": policy, "high": policy}}, title)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 6
+    parts = [legend, figure._suptitle, *(ax.xaxis for ax in figure.axes), *(ax for ax in figure.axes)]
+    boxes = [part.get_tightbbox(figure.canvas.get_renderer()) for part in parts]
+    for box in boxes[:2]:
+        assert 0 <= box.x0 and box.x1 <= figure.bbox.width and 0 <= box.y0 and box.y1 <= figure.bbox.height
+        assert not any(box.overlaps(other) for other in boxes if other is not box)

@@ -6,6 +6,7 @@ Chromium.
 
 import pathlib
 import re
+from html import unescape
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
@@ -86,6 +87,21 @@ def test_every_picture_says_what_it_shows(page, read):
         if "_static" in pathlib.PurePosixPath(src).parts:
             continue  # Sphinx's own signs
         assert len(alt.split()) >= 2 and pathlib.PurePosixPath(src).name not in alt, f"{src[:80]}: {alt!r}"
+
+
+def test_links_to_lines_lead_to_those_lines():
+    """The text after the anchor is that line of the file that is named in the link."""
+    found = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        found |= set(re.findall(r'_modules/([\w/]+)\.html#line-(\d+)".*?>([\w/]+\.py):(\d+)<', text))
+    assert found
+    for module, anchor, file, number in found:
+        assert (f"{module}.py", anchor) == (file, number)
+        code = (SITE / "_modules" / f"{module}.html").read_text(encoding="utf-8")
+        (line,) = re.findall(rf'<span class="line" id="line-{number}"></span>(.*)', code)
+        source = (SITE.parents[1] / file).read_text(encoding="utf-8").splitlines()[int(number) - 1]
+        assert unescape(re.sub("<[^>]+>", "", line)) == source
 
 
 @each_page

@@ -13,7 +13,7 @@ KNOWN = {
     "figure.adatsq-scrub": "test_frames_under_a_slider",
     "figure.adatsq-film": "test_film.py",
     ".dropdown, .toggle": "test_what_is_folded_opens",
-    ".cell_output details": "test_what_a_cell_folds_opens",
+    ".cell_output details, .cell > details": "test_what_a_cell_folds_opens",
     ".highlight": "the theme's button that copies code",
 }
 SHOWN = """figure => {
@@ -107,9 +107,9 @@ def test_what_is_folded_opens(page, tab):
 
 @pages_with("<details")
 def test_what_a_cell_folds_opens(page, tab):
-    """Long lists and the tables of further models; by a click, or by a key."""
+    """Long lists, and tables and figures of further models; by a click, or by a key."""
     tab.goto(page.as_uri(), wait_until="load")
-    for folded in tab.locator(".cell_output details").all():
+    for folded in tab.locator(".cell_output details, .cell > details").all():
         if folded.get_attribute("open") is not None:  # the first of several tables
             continue
         inside = folded.locator(":scope > :not(summary)").last

@@ -34,7 +34,7 @@ def searched(fp):
     options = every_step(fp, fisher, adatsq.SHARES[3])
     found = {
         budget: adatsq.beam_search(qpipe, fp, fisher, beam=2, budget=budget, images=[0], progress=False)
-        for budget in (None, 3.6)
+        for budget in (None, 3.6, 4.1)
     }
     return qpipe, options, found
 
@@ -75,29 +75,29 @@ def test_the_scrubber_has_a_frame_per_step_and_only_runs_of_the_same_noise(pipe,
         denoising.scrubber(pipe, fp, {"rtn": other})
 
 
-@pytest.mark.parametrize("budget", [None, 3.6])
+@pytest.mark.parametrize("budget", [None, 3.6, 4.1])
 def test_every_path_dropped_has_the_reason_that_brute_force_finds(searched, budget):
     _, options, found = searched
     tried, why = found[budget].evaluated, growth.reasons(found[budget], options, budget)
     assert ((why == growth.KEPT) == tried.kept).all()
     low, high = ([f(bits.mean() for bits in o.values()) for o in options] for f in (min, max))
     for t, rows in tried.groupby("step"):
-        inside = rows[why[rows.index] != growth.UNREACHABLE]
+        inside = rows[~why[rows.index].isin([growth.ABOVE, growth.BELOW])]
         for row in rows.itertuples():
             beaten = (
                 (inside.average_bits <= row.average_bits)
                 & (inside.error <= row.error)
                 & ((inside.average_bits < row.average_bits) | (inside.error < row.error))
             ).any()
-            if why[row.Index] == growth.UNREACHABLE:
+            if why[row.Index] in (growth.ABOVE, growth.BELOW):
                 spent = row.average_bits * (t + 1)
                 span = max(h - l for h, l in zip(high, low))
                 too_rich = spent + sum(low[t + 1 :]) > budget * len(options)
                 too_poor = spent + sum(high[t + 1 :]) < min(budget * len(options), sum(high)) - span
-                assert too_rich or too_poor
+                assert too_rich == (why[row.Index] == growth.ABOVE) and too_poor != too_rich
             else:
                 assert beaten == (why[row.Index] == growth.DOMINATED)
-    assert (why == growth.UNREACHABLE).any() == (budget is not None)
+    assert why.isin([growth.ABOVE, growth.BELOW]).any() == (budget is not None)
 
 
 def test_reasons_of_another_search_are_refused(searched):
@@ -115,6 +115,13 @@ def test_the_animation_tells_the_counts_of_each_step(searched):
     for t, rows in tried.groupby("step"):
         assert f"Step {t + 1} of {len(options)}: {int(rows.kept.sum())} kept" in page
         assert f"extended to {len(rows)}<" in page
+    for budget, reason in ((3.6, growth.ABOVE), (4.1, growth.BELOW)):
+        count = (growth.reasons(found[budget], options, budget) == reason).groupby(
+            found[budget].evaluated.step
+        )
+        assert any(
+            f"{n} {reason}" in growth.animation(found[budget], options, budget) for n in count.sum() if n
+        )
 
 
 def made_up() -> tuple[Fisher, list[torch.Tensor]]:

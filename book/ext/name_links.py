@@ -3,13 +3,15 @@
 Names are those that Python finds: `adatsq.quantize`, `policy.Policy`, `Policy.average`, `record(...)`. One
 that begins with `adatsq.` and does not exist is a warning, so pages cannot name what is gone.
 
-{line}`fisher.Fisher.alpha` becomes the file and line of that code, linked to the source as it was built.
+{line}`fisher.Fisher.alpha` becomes the file and line of that code, linked to the source as it was built;
+{line}`fisher.Fisher.alpha np.exp(` the one line in it that has these characters.
 """
 
 import importlib
 import inspect
 import pkgutil
 import re
+from pathlib import Path
 
 from docutils import nodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
@@ -104,24 +106,65 @@ class NameLinks(SphinxPostTransform):
                 node.replace_self(link)
 
 
-def line(name, rawtext, text, lineno, inliner, options=None, content=None):
-    """Role: file and line of a function, class or method, linked to viewcode's page of that module."""
+def place_of(text: str) -> tuple[str, int, str]:
+    """A name of code, and perhaps a piece of one of its lines -> file below the root without .py, number of
+    the line, anchor on viewcode's page. LookupError if there is no such code or line, or several lines."""
+    name, _, piece = text.partition(" ")
+    found = find(name)
+    found = inspect.unwrap(found.fget if isinstance(found, property) else found)
     try:
-        found = inspect.unwrap(find(text))
-        found = found.fget if isinstance(found, property) else found
-        module, number = inspect.getmodule(found), inspect.getsourcelines(found)[1]
-    except (LookupError, TypeError, OSError):
-        message = inliner.reporter.error(f"no code of {text!r} in the package", line=lineno)
-        return [inliner.problematic(rawtext, rawtext, message)], [message]
-    env = inliner.document.settings.env
-    up = "../" * env.docname.count("/")
+        module, (lines, number) = inspect.getmodule(found), inspect.getsourcelines(found)
+    except (TypeError, OSError):
+        raise LookupError(f"no code of {name!r} in the package") from None
     file = module.__name__.replace(".", "/")
-    link = nodes.reference("", "", refuri=f"{up}_modules/{file}.html#{found.__qualname__}", internal=True)
+    if not piece:
+        return file, number, found.__qualname__
+    having = [i for i, line in enumerate(lines) if piece in line]
+    if len(having) != 1:
+        raise LookupError(f"{len(having)} lines of {name!r} have {piece!r}, and it must be one")
+    return file, number + having[0], f"line-{number + having[0]}"
+
+
+def line(name, rawtext, text, lineno, inliner, options=None, content=None):
+    """Role: file and line of a function, class or method, or of a line of it, linked to viewcode's page."""
+    try:
+        file, number, anchor = place_of(text)
+    except LookupError as error:
+        message = inliner.reporter.error(f"no line for {text!r}: {error}", line=lineno)
+        return [inliner.problematic(rawtext, rawtext, message)], [message]
+    up = "../" * inliner.document.settings.env.docname.count("/")
+    link = nodes.reference("", "", refuri=f"{up}_modules/{file}.html#{anchor}", internal=True)
     link += nodes.literal("", f"{file}.py:{number}")
     return [link], []
+
+
+def with_anchors(page: str, numbers: set[int]) -> str:
+    """Viewcode's page of a module, these of its lines made places to go to, and no others: a page may be left
+    from an earlier build. Its code begins below <pre>, and what viewcode puts between the lines of the code,
+    ahead of and after a function, ends with a line break too."""
+    before, pre, code = re.sub('<span class="line" id="[^"]*"></span>', "", page).partition("<pre>\n")
+    between = r'(</div>|<div class="viewcode-block.*|<a class="viewcode-back.*)\n'
+    lines = re.sub(between, "\\1\0", code).split("\n")
+    for number in numbers:
+        lines[number - 1] = f'<span class="line" id="line-{number}"></span>{lines[number - 1]}'
+    return before + pre + "\n".join(lines).replace("\0", "\n")
+
+
+def add_anchors(app, exception):
+    """For all lines that pages link to."""
+    if exception or app.builder.format != "html":
+        return
+    wanted: dict[str, set[int]] = {}
+    for page in Path(app.outdir).rglob("*.html"):
+        for file, number in re.findall(r'_modules/([\w/]+)\.html#line-(\d+)"', page.read_text("utf-8")):
+            wanted.setdefault(file, set()).add(int(number))
+    for file, numbers in wanted.items():
+        page = Path(app.outdir) / "_modules" / f"{file}.html"
+        page.write_text(with_anchors(page.read_text("utf-8"), numbers), encoding="utf-8")
 
 
 def setup(app):
     app.add_role("line", line)
     app.add_post_transform(NameLinks)
+    app.connect("build-finished", add_anchors)
     return {"version": "1", "parallel_read_safe": True}
