@@ -37,7 +37,7 @@ def quantized(model: Path, policy: Path, w_bits: int, device: str, dtype: torch.
 
 def noise_in_float32(pipe) -> None:
     """Draw the noise of a bfloat16 pipeline in float32, then round it: in bfloat16 a generator of the same
-    seed draws other numbers, and Flux would begin at another picture."""
+    seed may draw other numbers, and Flux would begin at another picture."""
     prepare = pipe.prepare_latents
 
     def prepared(*args, **kwargs):
