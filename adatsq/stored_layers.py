@@ -1,5 +1,6 @@
 """Quantized layers as files have them: what JSON says of each, and the layer made of that and its tensors."""
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -84,7 +85,7 @@ def finish(transformer: nn.Module) -> nn.Module:
     """What every quantized transformer has: a look at NaN after each call, and words for `print`."""
     transformer.register_forward_hook(check_finite)
     sharing.assign(transformer, PackedLinear)
-    transformer.extra_repr = said_of.__get__(transformer)
+    transformer.extra_repr = functools.partial(said_of, transformer)  # which can be pickled
     return transformer
 
 

@@ -1,11 +1,14 @@
 """Whole transformers whose single blocks are one product: what they answered before, hooks and processors."""
 
 import copy
+import io
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import cpu_offload
+from diffusers.models.transformers import transformer_flux
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import adatsq
@@ -93,6 +96,39 @@ def test_a_processor_of_the_users_is_given_what_it_always_was(flux, calls):
         block.attn.set_processor(Mine())
     adatsq.accelerate(SimpleNamespace(transformer=transformer), verbose=False)
     assert torch.equal(steps.answer(transformer, arguments), expected) and not calls
+
+
+def test_an_attention_of_the_users_is_given_what_it_always_was(flux, calls):
+    class Mine(nn.Module):
+        def __init__(self, attn):
+            super().__init__()
+            self.attn = attn
+
+        def forward(self, hidden_states, image_rotary_emb=None):
+            return self.attn(hidden_states, image_rotary_emb=image_rotary_emb)
+
+    class Other(transformer_flux.FluxAttention):
+        def forward(self, hidden_states, image_rotary_emb=None):
+            return super().forward(hidden_states, image_rotary_emb=image_rotary_emb)
+
+    build, arguments = flux
+    transformer = build(fuse=False)
+    expected = steps.answer(transformer, arguments)
+    first, second, *_ = transformer.single_transformer_blocks
+    first.attn, second.attn.__class__ = Mine(first.attn), Other
+    adatsq.accelerate(SimpleNamespace(transformer=transformer), verbose=False)
+    assert torch.equal(steps.answer(transformer, arguments), expected) and not calls
+
+
+def test_a_pickled_transformer_answers_the_same(flux, calls):
+    build, arguments = flux
+    transformer, file = build(), io.BytesIO()
+    expected, count = steps.answer(transformer, arguments), len(calls)
+    torch.save(transformer, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    assert torch.equal(steps.answer(again, arguments), expected) and len(calls) == 2 * count > 0
+    assert repr(again) == repr(transformer)
 
 
 def test_an_offloaded_transformer_answers_the_same(flux):

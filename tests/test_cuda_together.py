@@ -99,8 +99,10 @@ def test_the_kernels_answer_the_same(kernel_device, monkeypatch):
         assert equal(block(x), block.apart(x))
 
 
-def test_no_tokens_have_no_answers(calls):
+@pytest.mark.parametrize("bits", BITS)
+def test_no_tokens_have_no_answers(bits, calls):
     block = Block()
+    block.set_bits(*bits)
     assert [tuple(y.shape) for y in block(torch.empty(2, 0, 64))] == [(2, 0, count) for count in OUTPUTS]
     assert calls
 

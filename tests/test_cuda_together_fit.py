@@ -7,6 +7,8 @@ from test_cuda_linear import layer
 from test_cuda_together import OUTPUTS, Block, bf16, equal
 from torch import nn
 
+from adatsq.cuda import devices
+from adatsq.cuda.devices import Abilities
 from adatsq.cuda.linear import PackedLinear
 from adatsq.scheme import Scheme
 
@@ -67,6 +69,27 @@ def test_layers_that_differ_are_called_one_by_one(change, calls):
     block, x = Block(), torch.randn(5, 64)
     change(block)
     assert equal(block(x), block.apart(x)) and not calls
+
+
+def test_odd_outputs_are_products_of_their_own(calls, monkeypatch):
+    monkeypatch.setattr(devices, "abilities", lambda device: Abilities(False, True))
+    block, x = Block(outputs=(20, 32, 7, 48)), torch.randn(5, 64).bfloat16()  # with biases in float32
+    assert equal(block(x), block.apart(x)) and not calls
+
+
+def test_a_gradient_is_that_of_each_layer(calls):
+    block, found = Block(), []
+    block.set_bits(16, 4, 16, 16)
+    x = torch.randn(5, 64)
+    for answers in (block, block.apart):
+        given = x.clone().requires_grad_()
+        first, _, *others = answers(given)
+        torch.cat([first, *others], dim=-1).square().sum().backward()
+        found.append(given.grad)
+    assert torch.equal(*found) and found[0].any() and not calls
+    with torch.no_grad():
+        block(given)
+    assert calls
 
 
 def test_odd_inputs_are_products_of_their_own(calls):

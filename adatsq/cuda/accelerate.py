@@ -37,7 +37,8 @@ def accelerate(
     modules: hooks on these see nothing.
     "products": queries, keys, values and the feed-forward's first linear of Flux's single blocks, as one
     product; it includes "activations". Where one of these linears, or the attention, has a hook, all of them
-    are called as ever. A block that is compiled does not see a hook that comes later.
+    are called as ever, and so they are with gradients. A block that is compiled does not see a hook that
+    comes later.
 
     The last two leave an attention with a processor of yours as it is, and other transformers. A later call
     with fewer leaves on what is on.

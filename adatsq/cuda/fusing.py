@@ -10,7 +10,8 @@ its parts, their names and the tensors in its state dict stay as they are. A cla
 module, because torch.compile makes one graph for all blocks of a class; `compile_repeated_blocks` knows them
 by its name, which stays too. Whatever is no `PackedLinear` (any more) is given what it always was.
 
-For the others, attentions of single blocks have a processor (`single_attention`), if none is of the user's.
+For the others, attentions of single blocks have a processor (`single_attention`), if none is of the user's,
+nor the attention itself.
 """
 
 from collections.abc import Collection
@@ -99,9 +100,10 @@ def multiply_together(transformer: nn.Module) -> int:
 
 def _processors(transformer: nn.Module, part: str) -> int:
     blocks = [m for m in transformer.modules() if isinstance(m, transformer_flux.FluxSingleTransformerBlock)]
-    for block in blocks:
-        block.attn.set_processor(processor_for(block.attn.processor, part))
-    return sum(isinstance(block.attn.processor, SingleProcessor) for block in blocks)
+    attentions = [block.attn for block in blocks if type(block.attn) is transformer_flux.FluxAttention]
+    for attn in attentions:
+        attn.set_processor(processor_for(attn.processor, part))
+    return sum(isinstance(attn.processor, SingleProcessor) for attn in attentions)
 
 
 FUSIONS = {"activations": fuse, "norm_rope": norm_and_rotate_together, "products": multiply_together}

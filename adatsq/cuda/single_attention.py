@@ -71,10 +71,10 @@ def _normed_in_one_pass(attn: FluxAttention, x: Tensor, rotary: tuple[Tensor, Te
 
 def takes_projected(attn: nn.Module) -> bool:
     """Whether this attention may be given query, key and value: hooks might change what they are of."""
-    processor = getattr(attn, "processor", None)
     return (
-        type(processor) is SingleProcessor
-        and processor.together
+        type(attn) is FluxAttention  # no other is known to hand it on
+        and type(attn.processor) is SingleProcessor
+        and attn.processor.together
         and attn.added_kv_proj_dim is None
         and not attn.fused_projections
         and is_plain(attn)

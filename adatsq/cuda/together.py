@@ -48,12 +48,16 @@ def linears(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
 
 
 def fit(layers: Sequence[nn.Module], x: Tensor) -> bool:
-    """Whether the layers can share a product for x, at any activation bits."""
+    """Whether the layers can share a product for x, at any activation bits. Not where a gradient may be asked
+    for: it depends on a layer's own bits, and `_scaled_mm` cannot write beside what has one."""
     first = layers[0]
     return (
         all(type(layer) is PackedLinear and is_plain(layer) for layer in layers)
+        and not (torch.is_grad_enabled() and x.requires_grad)
         and x.shape[-1] == first.in_features
         and first.in_features % WORD == 0
+        # A run's columns begin where `_scaled_mm` may write, and no layer is padded for another's sake.
+        and all(layer.out_features % products.ALIGNED == 0 for layer in layers)
         and all(_alike(layer, first) for layer in layers)
         and all(layer.planes.device == layer.scale.device == x.device for layer in layers)
     )
@@ -122,7 +126,7 @@ def _packed_linears(
                 one = x, planes[i], scales[i], bias, None, smoothing, bits[i], finite, len(scales[i])
                 how = rotation, a_clip, None, False, 0.0, seed, True, fast_accumulation
                 own = slice(ends[i] - len(scales[i]), ends[i])
-                y[:, own] = packed_linear(*one, *how).reshape(len(rows), -1)
+                y[:, own] = packed_linear(*one, *how).reshape(len(rows), len(scales[i]))
             continue
         e4m3 = product == "e4m3" and e4m3_here
         dtype = torch.float8_e4m3fn if e4m3 else torch.int8
