@@ -65,6 +65,7 @@ $(SITE)/index.html: $(EXECUTED) $(BOOK) $(CODE) | $(ENV)
 	@mkdir -p _build/src && rm -rf _build/src/book && cp -r book _build/src/book
 	$(PY) -m jupyter book build _build/src --config book/_config.yml --toc book/_toc.yml --path-output _build/jb -W --keep-going -n --all
 	@rm -rf $(SITE) && cp -r _build/jb/_build/html $(SITE)
+	@touch $(SITE)/.nojekyll
 
 # The site as a reader gets it: links, anchors, no network, and (with Chromium) moving figures.
 SITE_TESTS := tests/test_site.py tests/test_site_controls.py

@@ -112,12 +112,16 @@ def not_mini(results: str | Path, models: str | Path) -> list[str]:
 def seconds(results: str | Path) -> pd.DataFrame:
     """A row per model: seconds of each part of the method at W4A4, with the device and commit of that row.
 
-    A part that this row does not time (its result was read from a file then) is taken from another row of the
-    same model, device and commit, or missing.
+    Device and commit are those of the seconds: where `adatsq.costs` measured these, its own. A part that this
+    row does not time (its result was read from a file then) is taken from another row of the same model,
+    device and commit, or missing.
     """
     rows = []
     for file in sorted(Path(results).glob("*-facts.csv")):
         facts = pd.read_csv(file, dtype=COMMITS)
+        for name in ("device", "commit"):
+            if f"costs_{name}" in facts:
+                facts[name] = facts[f"costs_{name}"].fillna(facts[name])
         chosen = facts[(facts[list(TIMED)] == pd.Series(TIMED)).all(axis=1)]
         if chosen.empty:
             continue

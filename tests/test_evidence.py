@@ -89,6 +89,15 @@ def test_seconds_come_from_one_device_and_commit(tmp_path):
     assert [row[f"{part}, s"] for part in ("record", "fisher", "quantize", "search")] == [1.5, 2.0, 4.0, 5.0]
 
 
+def test_seconds_that_were_measured_anew_are_of_that_commit(tmp_path):
+    columns = ["method", "w_bits", "record_s", "fisher_s", "quantize_s", "search_s", "device", "commit"]
+    facts = pd.DataFrame([("adatsq", 4, 1.0, 2.0, 3.0, 4.0, "cpu", "a")], columns=columns)
+    facts = facts.assign(model="toy", costs_device="gpu", costs_commit="1234567")
+    facts.to_csv(tmp_path / "toy-facts.csv", index=False)
+    [row] = evidence.seconds(tmp_path).to_dict("records")
+    assert (row["device"], row["commit"]) == ("gpu", "1234567")
+
+
 def test_parts_at_full_size_stand_by_model_in_their_order(tmp_path):
     assert evidence.full_size(tmp_path).empty
     rows = [

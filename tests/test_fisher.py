@@ -1,6 +1,7 @@
 import copy
 import math
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -69,6 +70,20 @@ def test_many_probes_converge_to_the_exact_gauss_newton_diagonal(tiny_pipe):
         )
         assert fisher.values[name].item() == pytest.approx(exact, rel=0.15)
         weight.requires_grad_(False)
+
+
+def test_parts_measured_side_by_side_are_those_of_one_run(trace):
+    """The guide's way to use several GPUs, with the CPU in their place: a pipeline and a thread for each."""
+    pipes, parts = [build_tiny_pipe() for _ in range(3)], trace.split(3)
+    whole = fi.temporal_fisher(pipes[0], trace, seed=7, batch_size=1, progress=False)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        found = pool.map(
+            lambda pipe, part: fi.temporal_fisher(pipe, part, seed=7, batch_size=1, progress=False),
+            pipes,
+            parts,
+        )
+        joined = fi.join(list(found))
+    np.testing.assert_allclose(joined.values, whole.values, rtol=1e-4)
 
 
 def test_batches_and_splitting_change_nothing(tiny_pipe, trace):
