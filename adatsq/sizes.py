@@ -140,8 +140,8 @@ def room_needed(model: str) -> str:
     needed, whole = room(model), memory(model, w_bits=()).at["all", "16 bit, GB"]
     return (
         f"{whole:.1f} GB of parameters in 16 bit, so a GPU with at least {needed['load']:.1f} GB free, which "
-        f"is what `load_pipeline` asks for before it loads a folder. `quantize` also holds a byte per weight "
-        "of the blocks until the last one is done, and the Hessians of one block, at most "
+        f"is what `adatsq.load_pipeline` asks for before it loads a folder. `adatsq.quantize` also holds a "
+        "byte per weight of the blocks until the last one is done, and the Hessians of one block, at most "
         f"{1e-9 * hessian_bytes(model):.1f} GB: {needed['quantize']:.1f} GB. Activations come on top, most "
         "of all for the Fisher information, which keeps those of a whole step."
     )

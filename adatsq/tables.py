@@ -150,8 +150,8 @@ class Scores:
             else:
                 agree = "the same sign" if row.value * theirs > 0 else "the opposite sign"
             lines.append(
-                f"{what}: {theirs:+.3f} in the paper; {name} minus {row.other}: {row.value:+.3f} "
-                f"({row.ci_low:+.3f} to {row.ci_high:+.3f}) here: {agree}"
+                f"{what}: {plus(theirs)} in the paper; {name} minus {row.other}: {plus(row.value)} "
+                f"({plus(row.ci_low)} to {plus(row.ci_high)}) here: {agree}"
             )
         return lines
 
@@ -210,8 +210,20 @@ def one_open(styled: dict[str, Styler]) -> str:
 
 
 def short(table: pd.DataFrame) -> pd.DataFrame:
-    """Numbers as text of four digits, empty where nothing is known; text as it is."""
-    return table.astype(object).map(lambda v: v if isinstance(v, str) else "" if pd.isna(v) else f"{v:.4g}")
+    """Numbers as text: whole ones in full, others in four digits; empty where nothing is known."""
+
+    def text(value) -> str:
+        if isinstance(value, str) or pd.isna(value):
+            return value if isinstance(value, str) else ""
+        return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+    return table.astype(object).map(text)
+
+
+def plus(value: float) -> str:
+    """A difference, with its sign; what rounds to zero has none."""
+    text = f"{value:+.3f}"
+    return text if float(text) else text[1:]
 
 
 def _cell(row: tuple) -> str:

@@ -73,7 +73,8 @@ def group_search(scores: Scores, name: str) -> str | None:
     never = ", ".join(size for size, n in sizes.items() if not n)
     took = scores.value(name, "group_s")
     line = f"sizes that divide a layer's inputs: {possible}" + (f"; of no layer: {never}" if never else "")
-    cost = f"{tried:.0f} assignments, {calls:.0f} calls" + ("" if pd.isna(took) else f", {took:.1f} s")
+    many = "assignment" if tried == 1 else "assignments"
+    cost = f"{tried:.0f} {many}, {calls:.0f} calls" + ("" if pd.isna(took) else f", {took:.1f} s")
     what = "the largest that divide, without a search" if tried == 1 else "the best of those tried"
     return f"{line}. Taken: {what}, {mean:.0f} on average; {cost}"
 

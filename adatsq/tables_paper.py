@@ -11,7 +11,7 @@ from scipy.stats import kendalltau
 from adatsq.benchmark import wanted
 from adatsq.pareto import non_dominated
 from adatsq.results import ORDER
-from adatsq.tables import Scores
+from adatsq.tables import Scores, plus
 
 NOT_MEASURED = "not measured"
 COMMAND = "`python -m adatsq.benchmark --model data/models/{}`"
@@ -72,9 +72,9 @@ def signed(row: pd.Series | None) -> str:
     """A difference above its interval, bold where that is apart from zero."""
     if row is None:
         return ""
-    value = f"{row.value:+.3f}"
+    value = plus(row.value)
     value = f"<b>{value}</b>" if row.ci_low > 0 or row.ci_high < 0 else value
-    return f"{value}<br><small>{row.ci_low:+.3f} to {row.ci_high:+.3f}</small>"
+    return f"{value}<br><small>{plus(row.ci_low)} to {plus(row.ci_high)}</small>"
 
 
 def against(scores: Scores, paper: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import re
 import sys
 
 import pytest
+from docutils import nodes
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
@@ -35,6 +36,62 @@ def test_names_lead_to_where_they_are_defined(text, where):
 @pytest.mark.parametrize("text", ["rtn", "adatsq", "hadamard+gptq", "W4A4", "np.argsort(x)"])
 def test_other_code_is_left_alone(text):
     assert name_links.meant(text) is None
+
+
+API = dict.fromkeys(
+    [
+        "adatsq.cuda.activations",
+        "adatsq.cuda.activations.quantize",
+        "adatsq.cuda.exact",
+        "adatsq.cuda.exact.row_sum",
+        "adatsq.cuda.linear.PackedLinear",
+        "adatsq.cuda.products.multiply",
+        "adatsq.linear.QuantLinear",
+        "adatsq.search.beam_search",
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    "text, module, where",
+    [
+        ("activations.quantize", "cuda.few_rows_kernel", "adatsq.cuda.activations.quantize"),
+        ("products.multiply", "search", "adatsq.cuda.products.multiply"),
+        ("beam_search", "search", "adatsq.search.beam_search"),
+        ("QuantLinear", "linear", "adatsq.linear.QuantLinear"),
+        ("row_sum(codes)", "cuda.exact", "adatsq.cuda.exact.row_sum"),
+        ("beam_search", "", "adatsq.search.beam_search"),
+    ],
+)
+def test_names_of_a_docstrings_module_and_of_cuda_are_found(text, module, where):
+    assert name_links.nearby(text, module, API) == where
+
+
+@pytest.mark.parametrize(
+    "text, module",
+    [
+        ("beam_search", "gptq"),
+        ("exact", "cuda.linear"),  # a module there, and a word of many meanings
+        ("Tensor", "cuda.exact"),  # another library's
+        ("torch.Tensor", "cuda.exact"),
+        ("x + y", "cuda.exact"),
+    ],
+)
+def test_other_words_of_a_docstring_are_left_alone(text, module):
+    assert name_links.nearby(text, module, API) is None
+
+
+def test_the_module_of_a_docstring_is_known_from_where_its_text_is_from():
+    def within(source):
+        literal, paragraph = nodes.literal(), nodes.paragraph()
+        paragraph.source = source
+        paragraph += literal
+        return name_links.module_of(literal)
+
+    assert within("a/adatsq/policy.py:docstring of adatsq.policy.Policy.average") == "policy"
+    assert within("a/adatsq/cuda/exact.py:docstring of adatsq.cuda.exact") == "cuda.exact"
+    assert within("a/adatsq/__init__.py:docstring of adatsq") == ""
+    assert within("book/method.md") is within(None) is None
 
 
 def test_a_name_that_is_gone_is_found_out():

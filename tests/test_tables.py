@@ -123,6 +123,12 @@ def test_quarot_stands_beside_its_own_row_where_that_is_measured(tmp_path):
 def test_short_numbers():
     found = tables.short(pd.DataFrame({"a": [1234.567, None], "b": ["text", 0.00012346]}))
     assert found.to_numpy().tolist() == [["1235", "text"], ["", "0.0001235"]]
+    assert tables.short(pd.DataFrame({"calls": [10300, 50.0]})).calls.tolist() == ["10300", "50"]
+
+
+def test_zero_has_no_sign():
+    assert [tables.plus(v) for v in (-0.0004, 0.0, 0.0004)] == ["0.000"] * 3
+    assert [tables.plus(v) for v in (-0.0006, 0.25)] == ["-0.001", "+0.250"]
 
 
 def test_long_names_break_after_a_plus_and_long_lists_fold():

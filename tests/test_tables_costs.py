@@ -51,7 +51,7 @@ def test_what_a_search_of_groups_cost_and_had_to_choose_from(scores):
         "inputs: 32 (7 layers), 128 (4 layers); of no layer: 192. Taken: the largest that divide, without a"
     )
     said = tables_costs.group_search(found, "q-dit W4A4")
-    assert wanted in said and said.endswith("search, 128 on average; 1 assignments, 50 calls, 2.5 s")
+    assert wanted in said and said.endswith("search, 128 on average; 1 assignment, 50 calls, 2.5 s")
     assert tables_costs.costs(found, ("q-dit",)).at["q-dit W4A4", "group sizes, calls"] == 50
     found.table.loc[found.table.metric == "group_tried", "value"] = 20
     shared = tables.Scores(found.table[~found.table.metric.str.endswith("_s")], found.paired)

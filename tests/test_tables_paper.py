@@ -68,6 +68,11 @@ def test_differences_and_the_papers_numbers_in_one_line(scores):
     assert row["total"] == "0.800<br><small>0.650–0.950</small>"
 
 
+def test_a_difference_that_rounds_to_zero_has_no_sign():
+    row = pd.Series({"value": -0.0001, "ci_low": -0.05, "ci_high": 0.0002})
+    assert tables_paper.signed(row) == "0.000<br><small>-0.050 to 0.000</small>"
+
+
 def test_a_column_without_rows_is_left_out(scores):
     without = tables.Scores(scores.table, scores.paired[scores.paired.baseline == "fp"])
     assert "ours minus SVDQuant" not in tables_paper.against(without, of_paper())

@@ -1,7 +1,8 @@
 """Sphinx: a name of the package, written as `code` on a page or in a docstring, links to its API entry.
 
 Names are those that Python finds: `adatsq.quantize`, `policy.Policy`, `Policy.average`, `record(...)`. One
-that begins with `adatsq.` and does not exist is a warning, so pages cannot name what is gone.
+that begins with `adatsq.` and does not exist is a warning, so pages cannot name what is gone. A docstring may
+also use the names of its own module, and leave out the `cuda.` of `cuda.products.multiply`.
 
 {line}`fisher.Fisher.alpha` becomes the file and line of that code, linked to the source as it was built;
 {line}`fisher.Fisher.alpha np.exp(` the one line in it that has these characters.
@@ -81,6 +82,36 @@ def meant(text: str) -> str | None:
     return None if plain or not ours else name
 
 
+def module_of(node: nodes.Node) -> str | None:
+    """The module whose docstring this node is in, below `adatsq` ("" for that itself); None if in none."""
+    while node is not None:
+        _, docstring, owner = (node.source or "").partition("docstring of adatsq")
+        if docstring:
+            parts = owner.removeprefix(".").split(".")
+            names = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+            return next((name for name in names if name in MODULES), "")
+        node = node.parent
+    return None
+
+
+def nearby(text: str, module: str, objects: dict) -> str | None:
+    """The entry of a name in a docstring: of its own module, then of `cuda.`; None if there is no such name.
+
+    Only what has an entry below its module's: a word that is a module is mostly an argument's name, and
+    what a module has from another library is not described in the API.
+    """
+    match = NAME.fullmatch(text)
+    below = [module, "cuda"] if match and "." in match["name"] else [module] if match else []
+    for place in below:
+        try:
+            target = documented(f"{place}.{match['name']}".removeprefix("."), objects)
+        except LookupError:
+            continue
+        if target and target != "adatsq" and target.removeprefix("adatsq.") not in MODULES:
+            return target
+    return None
+
+
 class NameLinks(SphinxPostTransform):
     default_priority = 200
     formats = ("html",)
@@ -89,15 +120,17 @@ class NameLinks(SphinxPostTransform):
         domain = self.env.domains["py"]
         for node in list(self.document.findall(nodes.literal)):
             text = node.astext()
-            path = None if isinstance(node.parent, nodes.reference) else meant(text)
-            if path is None:
+            if isinstance(node.parent, nodes.reference):
                 continue
+            path, target = meant(text), None
             try:
-                target = documented(path, domain.objects)
+                target = documented(path, domain.objects) if path is not None else None
             except LookupError:
                 if text.startswith(("adatsq.", "adatsq/")) and not re.fullmatch(r"adatsq\.(json|\*)", text):
                     log.warning("no %s in the package", text, location=node, type="adatsq")
-                continue
+            module = None if target else module_of(node)
+            if module is not None:
+                target = nearby(text, module, domain.objects)
             if target:
                 place = domain.objects[target]
                 link = make_refnode(
