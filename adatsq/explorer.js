@@ -107,6 +107,7 @@ function render({ model, el }) {
   const say = (name, text) => { find(`[data-value=${name}]`).textContent = text; };
   const models = model.get("data");
   let asked = 0, pictures = null, trouble = "", draft = null; // a painting under way, not yet told to the kernel
+  let beam = null; // the last one chosen: a method without beams must not forget it
   models.forEach((data, i) => control("model").add(new Option(data.name, i)));
 
   function state() {
@@ -147,8 +148,8 @@ function render({ model, el }) {
 
   // The setting most like the present one, and its budget nearest to the present one, among some of data's settings.
   function nearest(data, some) {
-    const { setting, choice } = state(), keys = Object.keys(KEYS);
-    const like = (s) => keys.reduce((sum, key, k) => sum + (s[key] === setting[key] ? 2 ** (keys.length - k) : 0), 0);
+    const { setting, choice } = state(), keys = Object.keys(KEYS), wanted = { ...setting, beam: setting.beam ?? beam };
+    const like = (s) => keys.reduce((sum, key, k) => sum + (s[key] === wanted[key] ? 2 ** (keys.length - k) : 0), 0);
     const best = some.reduce((a, b) => (like(b) > like(a) ? b : a));
     const away = best.choices.map((c) => Math.abs(c.budget - choice.budget));
     return { setting: data.settings.indexOf(best), budget: away.indexOf(Math.min(...away)) };
@@ -183,6 +184,7 @@ function render({ model, el }) {
   function draw() {
     const now = state(), { data, setting, choice, index, p, painted, bits, live } = now;
     const width = Math.max(280, Math.min(el.clientWidth || 640, 760));
+    beam = setting.beam ?? beam;
     el.classList.toggle("broad", width >= 640); // the frontier beside the pictures, or above them: in sight while it is dragged
     control("model").value = models.indexOf(data);
     control("model").disabled = models.length === 1;

@@ -19,6 +19,14 @@ function blockOf(layer) {
 }
 const shortName = (layer) => `${blockOf(layer)} ${layer.split(".").slice(2).join(".")}`;
 
+// Whole percents of these counts that add up to 100: the largest remainders are rounded up.
+function percents(counts) {
+  const total = counts.reduce((a, b) => a + b, 0), exact = counts.map((n) => (100 * n) / total), whole = exact.map(Math.floor);
+  const order = exact.map((_, i) => i).sort((i, j) => exact[j] - whole[j] - (exact[i] - whole[i]));
+  for (const i of order.slice(0, 100 - whole.reduce((a, b) => a + b, 0))) whole[i] += 1;
+  return whole;
+}
+
 function inside(s, event) {
   return new DOMPoint(event.clientX, event.clientY).matrixTransform(s.getScreenCTM().inverse());
 }
@@ -38,11 +46,11 @@ function policyFigure(figure, paint, undo) {
     <label><span>on</span><select data-reach><option value="cell">one cell</option>
     <option value="block">a block of layers, one step</option><option value="layer">a layer, all steps</option>
     <option value="step">a step, all layers</option></select></label></div>`;
-  const s = svg("svg", { tabindex: 0, role: "application", "aria-roledescription": "heat map" }, figure);
   const readout = document.createElement("figcaption"), place = { t: 0, l: 0 }, group = Math.random().toString(36);
   readout.className = "readout";
   readout.setAttribute("aria-live", "polite");
-  figure.append(readout);
+  figure.append(readout); // above the map: below it, a tall map would push it out of sight
+  const s = svg("svg", { tabindex: 0, role: "application", "aria-roledescription": "heat map" }, figure);
   let now = null, box = null, mark = null, last = null; // last: the cell of a drag under way
   const find = (selector) => figure.querySelector(selector), brush = () => find("[data-brush]:checked").value;
   const isNarrow = () => now.width < 480; // a phone's
@@ -127,9 +135,9 @@ function policyFigure(figure, paint, undo) {
     const left = 78, right = 20, y = isNarrow() ? Math.max(8, Math.round(400 / L)) : Math.max(5, Math.round(240 / L));
     box = { left, top: 4, x: (width - left - right) / T, y };
     const bottom = box.top + L * y, all = bits.join(""), used = [...new Set(all)].sort();
-    const share = (b) => `${b} bits, ${Math.round((100 * (all.split(b).length - 1)) / all.length)} %`;
+    const shares = percents(used.map((b) => all.split(b).length - 1)), share = (b, i) => `${b} bits, ${shares[i]} %`;
     find("[data-shares]").innerHTML =
-      used.map((b) => `<span class="key" style="background:${colors[b]}"></span>${share(b)}`).join("");
+      used.map((b, i) => `<span class="key" style="background:${colors[b]}"></span>${share(b, i)}`).join("");
     s.setAttribute("viewBox", `0 0 ${width} ${bottom + 34}`);
     s.setAttribute("aria-label", `policy, ${T} steps by ${L} layers: ${used.map(share).join("; ")}. Arrow keys move, ` +
       `${data.a_bits.join(", ")} set the bits, shift and an arrow key paints on.`);
@@ -214,12 +222,16 @@ function frontFigure(figure, choose) {
     const corners = setting.front.map(([x, y], i) => (i ? `H${X(x)}V${Y(y)}` : `M${X(x)} ${Y(y)}`));
     svg("path", { d: corners.join(""), fill: "none", stroke: "#2A86C7", "stroke-width": 1.5 }, s);
     for (const [x, y] of setting.front) svg("circle", { cx: X(x), cy: Y(y), r: 3, fill: "#2A86C7" }, s);
+    const rings = setting.choices.map((choice) => [X(choice.average_bits), Y(choice.error)]);
     for (const [x, y] of setting.uniform) {
+      const places = [-6, 14, 4, -16, 24].flatMap((down) => [22.5, -22.5].map((right) => [X(x) + right, Y(y) + down]));
+      const [middle, base] = places.find(([u, v]) => // of the words, about 28 by 11: the first that is inside and on no ring
+        u - 14 > box.left && u + 14 < width && v > 10 && v < bottom - 2 &&
+        rings.every(([a, b]) => Math.abs(a - u) > 14 + 8 || Math.abs(b - (v - 4)) > 7 + 8)) || places[0];
       svg("rect", { x: X(x) - 4, y: Y(y) - 4, width: 8, height: 8, fill: "none", stroke: "currentColor", "stroke-width": 1.5 }, s);
-      svg("text", { x: X(x) + 8, y: Y(y) - 6, "text-anchor": X(x) > width - 60 ? "end" : "start" }, s, `all ${x}`);
+      svg("text", { x: middle, y: base, "text-anchor": "middle" }, s, `all ${x}`);
     }
-    for (const { average_bits, error } of setting.choices)
-      svg("circle", { cx: X(average_bits), cy: Y(error), r: 7, fill: "none", stroke: "#2A86C7", "stroke-width": 1.5 }, s);
+    for (const [cx, cy] of rings) svg("circle", { cx, cy, r: 7, fill: "none", stroke: "#2A86C7", "stroke-width": 1.5 }, s);
     svg("circle", { cx: X(chosen.average_bits), cy: Y(chosen.error), r: 6, fill: "#D55E00", stroke: "white", "data-chosen": "" }, s);
     if (painted === null) return;
     svg("path", { d: `M${X(painted)} ${box.top}v${box.height}`, stroke: "#D55E00", "stroke-dasharray": "4 3", "data-painted": "" }, s);

@@ -107,7 +107,7 @@ def turning(
         "τ, falling",
         f"Reweighting of the Hessian of {label}: shares of the steps and the Hessian's diagonal, from "
         f"uniform to a temperature of {taus[-1]:g}.",
-        f"Inputs of {label}, as the solver is told of them",
+        f"{label}: weight of each step, and mean square of each input against all steps alike",
         first=list(taus).index(1.0) if 1.0 in taus else -1,
         fps=4,
     )

@@ -18,7 +18,7 @@ from explorer_data import made_up
 from PIL import Image
 
 from adatsq import Policy
-from adatsq.explorer import BitBudgetExplorer, choices_of, predictions
+from adatsq.explorer import BitBudgetExplorer, choices_of, load_data, predictions
 
 ROOT = Path(__file__).parents[1]
 MODELS = [made_up(), made_up("another", 1, errors=False, frames=3)]
@@ -46,14 +46,14 @@ def browser():
 @pytest.fixture
 def opened(browser, tmp_path):
     """opened(**context) -> the page of made-up data; it must not complain nor ask the network. after: what is
-    done to it when it is written. allowed: what it may complain of."""
+    done to it when it is written. allowed: what it may complain of. models: other data."""
     complaints, contexts = [], []
     head = '<!doctype html><meta charset=utf-8><meta name=viewport content="width=device-width">'
     head += "<style>:root { color-scheme: light dark }</style>"
 
-    def one(path="page.html", after=lambda: None, allowed=None, **context):
+    def one(path="page.html", after=lambda: None, allowed=None, models=MODELS, **context):
         file = tmp_path / path
-        file.write_text(head + BitBudgetExplorer(MODELS).to_html())
+        file.write_text(head + BitBudgetExplorer(models).to_html())
         after()
 
         def note(text):
@@ -152,6 +152,16 @@ def test_another_model_is_shown_at_the_like_setting(page):
             "beam": 4,
         }
     )
+
+
+def test_a_method_without_beams_does_not_forget_the_beam(page):
+    page.locator("[name=beam]").select_option(index=1)
+    page.locator("[name=budget]").press("ArrowRight")
+    before = shown(page), value(page, "average"), value(page, "error")
+    for i in (1, 0):
+        page.locator("[name=method]").select_option(index=i)
+    assert (shown(page), value(page, "average"), value(page, "error")) == before
+    assert before[0]["beam"] == 4
 
 
 def test_as_a_reader_moves_everything(page, tmp_path):
@@ -414,6 +424,59 @@ def test_a_finger_paints_blocks_and_scrolls(opened):
     assert cell(page, 1, 1) == pytest.approx(place, abs=2), "the map moves away from the finger"
     bits[1, :2] = 8  # the two layers of the first block
     assert float(value(page, "average")) == pytest.approx(bits.mean(), abs=1e-3)
+
+
+@pytest.mark.parametrize("width, height", [(390, 844), (1280, 900)])
+def test_the_readout_is_in_sight_of_the_cell_it_reads(opened, width, height):
+    page = opened(viewport={"width": width, "height": height})
+    x, y = cell(page, 2, 0)
+    page.mouse.move(x, y)
+    place = page.locator("[data-figure=policy] .readout").bounding_box()
+    assert 0 <= place["y"] and place["y"] + place["height"] <= y <= height, "above the map, in sight"
+    assert y - place["y"] < 150, "near the pointer"
+    page.mouse.move(*cell(page, 2, 1))  # other words: the map stays where it is
+    assert cell(page, 2, 0) == pytest.approx((x, y))
+
+
+CHOOSE = """(control, value) => {
+    control.value = value;
+    control.dispatchEvent(new Event(control.type === "range" ? "input" : "change"));
+}"""
+SHARES = """() => [document.querySelector("[data-shares]").textContent,
+    document.querySelector("[data-figure=policy] svg").getAttribute("aria-label")]
+    .map(text => [...text.matchAll(/(\\d+) %/g)].reduce((sum, [, share]) => sum + Number(share), 0))"""
+COVERED = """() => { // labels of fixed bits that a ring or the edge cuts
+    const svg = document.querySelector("[data-figure=front] svg"), edge = svg.getBoundingClientRect();
+    const rings = [...svg.querySelectorAll("circle[r='7']")].map(e => e.getBoundingClientRect());
+    const labels = [...svg.querySelectorAll("text")].filter(e => /^all \\d/.test(e.textContent));
+    return labels.filter(e => { const a = e.getBoundingClientRect();
+        return a.right > edge.right || rings.some(b =>
+            a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom); })
+        .map(e => e.textContent); }"""
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "data" / "results").glob("*-explorer.json")), ids=lambda f: f.stem
+)
+@pytest.mark.parametrize("width", [390, 1280])
+def test_shares_add_up_and_no_ring_is_on_a_label(opened, file, width):
+    """For every setting of the stored data, and its budgets."""
+    page = opened(models=[load_data(file)], viewport={"width": width, "height": 900})
+
+    def every(*names):
+        if not names:
+            yield
+            return
+        for i in range(page.locator(f"[name={names[0]}] option").count()):
+            page.locator(f"[name={names[0]}]").evaluate(CHOOSE, i)
+            yield from every(*names[1:])
+
+    for _ in every("method", "w_bits", "tau", "beam"):
+        assert page.evaluate(COVERED) == []
+        budgets = int(page.locator("[name=budget]").get_attribute("max")) + 1
+        for budget in range(budgets if width == 390 else 1):  # the same at any width
+            page.locator("[name=budget]").evaluate(CHOOSE, budget)
+            assert page.evaluate(SHARES) == [100, 100]
 
 
 def test_nothing_moves_by_itself(page):
