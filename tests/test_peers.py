@@ -12,7 +12,7 @@ from torch import nn
 
 import adatsq
 from adatsq import benchmark, evaluate, peers
-from adatsq.models import quantizable
+from adatsq.models import Layer, quantizable
 from adatsq.peers import quanto, stored
 
 ROWS = [(method, *bits) for method, peer in peers.PEERS.items() for bits in peer.bits]
@@ -104,6 +104,13 @@ def test_stored_bits_of_known_storage():
 def test_groups_divide_rows():
     sizes = {(64, 256): 64, (128, 1280): 128, (64, 48): 16, (128, 32): 32, (64, 682): 682, (64, 85): 85}
     assert {key: stored.group_of(*key) for key in sizes} == sizes
+
+
+def test_layers_that_are_left_count_sixteen_bits():
+    layers = [Layer(name, 8, width, role) for name, width, role in (("a", 8, "act"), ("b", 6, "act"))]
+    layers.append(Layer("c", 6, 6, "weight"))  # has no activation bits
+    assert stored.average_bits(layers, 8, lambda layer: layer.out_features % 8 > 0) == 12
+    assert stored.average_bits(layers, 8, lambda layer: False) is None
 
 
 class Simulated(nn.Linear):

@@ -4,7 +4,7 @@ int8 activations per token, but for input columns with a value over 6, which sta
 import torch
 from torch import nn
 
-from adatsq.peers.stored import replace
+from adatsq.peers.stored import average_bits, replace
 
 BLOCK = 64
 ALIGNED = 4  # what cuBLAS wants of rows and columns of int8
@@ -34,9 +34,7 @@ def int8(pipe, layers, w_bits: int, a_bits: int, trace) -> float | None:
         options = {"bias": linear.bias is not None, "has_fp16_weights": False, "threshold": 6.0}
         module = library.nn.Linear8bitLt(linear.in_features, linear.out_features, **options)
         replace(pipe.transformer, layer.name, _filled(module, weight, linear))
-    acts = [layer for layer in layers if layer.role == "act"]
-    left = sum(not taken(layer) for layer in acts)
-    return a_bits + (16 - a_bits) * left / len(acts) if left else None
+    return average_bits(layers, a_bits, lambda layer: not taken(layer))
 
 
 def _nf4(linear: nn.Linear) -> nn.Module:

@@ -1,7 +1,7 @@
 """What a peer's layers take to store, counted from the tensors that their own state dicts hold."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -81,3 +81,10 @@ def group_of(size: int, in_features: int) -> int:
     the whole row."""
     group = math.gcd(size, in_features)
     return group if group >= 8 else in_features
+
+
+def average_bits(layers: Sequence[Layer], a_bits: int, left: Callable[[Layer], bool]) -> float | None:
+    """Activation bits of the layers of role "act", where those that are left have 16; None if none is."""
+    acts = [layer for layer in layers if layer.role == "act"]
+    count = sum(map(left, acts))
+    return a_bits + (16 - a_bits) * count / len(acts) if count else None

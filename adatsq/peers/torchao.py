@@ -9,7 +9,7 @@ Its products of int8 weights and int8 activations need inputs and outputs in mul
 takes to the CPU, in int32, at every call. Such layers have int8 weights alone here.
 """
 
-from adatsq.peers.stored import group_of
+from adatsq.peers.stored import average_bits, group_of
 
 
 def torchao(pipe, layers, w_bits: int, a_bits: int, trace) -> float | None:
@@ -17,13 +17,11 @@ def torchao(pipe, layers, w_bits: int, a_bits: int, trace) -> float | None:
     from torchao import quantization as library
     from torchao.quantization.granularity import PerGroup
 
-    acts = [layer for layer in layers if layer.role == "act"]
-    on_cpu = {layer.name for layer in acts if layer.in_features % 8 or layer.out_features % 8}
-    if (w_bits, a_bits) != (8, 8):
-        on_cpu = set()
+    def on_cpu(layer) -> bool:
+        return (w_bits, a_bits) == (8, 8) and bool(layer.in_features % 8 or layer.out_features % 8)
 
     def config(layer):
-        alone = a_bits == 16 or layer.role == "weight" or layer.name in on_cpu
+        alone = a_bits == 16 or layer.role == "weight" or on_cpu(layer)
         if w_bits == 8:
             return (
                 library.Int8WeightOnlyConfig() if alone else library.Int8DynamicActivationInt8WeightConfig()
@@ -37,4 +35,4 @@ def torchao(pipe, layers, w_bits: int, a_bits: int, trace) -> float | None:
 
     for layer in layers:
         library.quantize_(pipe.transformer, config(layer), lambda _, name, wanted=layer.name: name == wanted)
-    return a_bits + (16 - a_bits) * len(on_cpu) / len(acts) if on_cpu else None
+    return average_bits(layers, a_bits, on_cpu)
