@@ -13,27 +13,21 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA dev
 WIDTHS = (3072, 12288, 15360, 3840, 10240, 1536, 8960, 5120, 13824)
 
 
-@pytest.fixture(params=[64, 128, 256])
-def low(request, monkeypatch):
-    monkeypatch.setattr(rotation_kernel, "LOW", request.param)
-    rotation_kernel._compiled.cache_clear()
-    yield request.param
-    rotation_kernel._compiled.cache_clear()
+LANES = np.arange(32)
 
 
 def shares(inputs):
-    """(W, V, threads, values of a thread), as the macros at the top of rotation_kernel.cu."""
-    far = block_size(inputs) // rotation_kernel.low_of(block_size(inputs))
+    """(FAR, threads, EACH), as rotation_kernel.cu names them."""
     threads = rotation_kernel.threads_of(inputs)
-    return far, 2 if far >= 8 else 4, threads, inputs // threads
+    return block_size(inputs) // 256, threads, inputs // threads
 
 
 @pytest.mark.parametrize("inputs", WIDTHS)
-def test_threads_share_a_row_evenly(inputs, low):
-    far, near, threads, each = shares(inputs)
+def test_threads_share_a_row_evenly(inputs):
+    far, threads, each = shares(inputs)
     assert threads % 32 == 0 and threads <= 1024
     assert inputs == threads * each and each % 8 == 0 and each <= rotation_kernel.MOST_EACH
-    assert far == 1 or each % (far * near) == 0
+    assert each % (far * (8 if far <= rotation_kernel.MOST_OWN else 2)) == 0
 
 
 @pytest.mark.parametrize("inputs", [64, 384, 255, 8192, 3 * 8192])
@@ -64,45 +58,69 @@ def butterflies(v, bit):
     return v[..., i ^ bit] + np.where(i & bit, -1, 1) * v
 
 
+def hadamard_signs():
+    """(lanes, 2): signs that a lane holds, for k and k + 1."""
+    m, k = LANES // 4, LANES % 4 * 2
+    return np.stack([1 - 2 * (np.bitwise_count(m & (k + i)) & 1).astype(int) for i in (0, 1)], axis=1)
+
+
+def product(first, second):
+    """mma.m16n8k16 as PTX lays it out: H times words (warps, lanes, 2) -> sums (warps, lanes, 4)."""
+    h, group, four = np.zeros((16, 16)), LANES // 4, LANES % 4
+    values = np.zeros((len(first), 16, 8))
+    for i in (0, 1):
+        signs = hadamard_signs()[:, i]
+        for rows, columns, factor in ((0, 0, 1), (8, 0, 1), (0, 8, 1), (8, 8, -1)):
+            h[group + rows, 2 * four + i + columns] = factor * signs
+        for up, word in ((0, first), (8, second)):
+            values[:, 2 * four + i + up, group] = word[..., i]
+    sums = h @ values
+    return np.stack([sums[:, group + up, 2 * four + i] for up in (0, 8) for i in (0, 1)], axis=-1)
+
+
+def transform_256(v):
+    """(warps, lanes, 8), the kernel's function of this name, without its roundings."""
+    sums = [product(v[..., 4 * two : 4 * two + 2], v[..., 4 * two + 2 : 4 * two + 4]) for two in (0, 1)]
+    out = np.empty_like(v)
+    for one in (0, 1):
+        ends = product(*(part[..., 2 * one : 2 * one + 2] for part in sums))
+        out[..., [2 * one, 2 * one + 1, 4 + 2 * one, 5 + 2 * one]] = ends
+    return out
+
+
 def as_the_kernel_does(x):
     """A row (inputs,) rotated: every index is one that rotation_kernel.cu computes."""
     inputs, block = len(x), block_size(len(x))
-    far, near, threads, each = shares(inputs)
-    low = rotation_kernel.low_of(block)
-    t = np.arange(threads)[:, None]
-    sign = rotation.signs(block).numpy()
-    z = np.empty((threads, each))
-    for c in range(each // 8):  # 8 neighbours, then lanes of a warp
-        at = 8 * (c * threads + t) + np.arange(8)
-        v = x[at] * sign[at % block]
-        for bit in (1, 2, 4):
-            v = butterflies(v, bit)
-        lanes = v.T.reshape(8, -1, 32)
-        for bit in (1, 2, 4, 8, 16):
-            lanes = butterflies(lanes, bit) if bit < low // 8 else lanes
-        z[:, 8 * c : 8 * c + 8] = lanes.reshape(8, threads).T
+    far, threads, each = shares(inputs)
+    t, chunks = np.arange(threads), each // 8
+    start = t // 32 * 32 * chunks + t % 32
+    at = 8 * (start[:, None] + 32 * np.arange(chunks))[..., None] + np.arange(8)  # (threads, chunks, 8)
+    v = x[at] * rotation.signs(block).numpy()[at % block]
+    for c in range(chunks):
+        v[:, c] = transform_256(v[:, c].reshape(-1, 32, 8)).reshape(threads, 8)
     out = np.full(inputs, np.nan)
-    if far == 1:
-        for c in range(each // 8):
-            out[8 * (c * threads + t) + np.arange(8)] = z[:, 8 * c : 8 * c + 8]
+    if far <= rotation_kernel.MOST_OWN:
+        z, bit = v.reshape(threads, each), 8
+        while bit < 8 * far:
+            z = z.reshape(threads, -1, 8 * far)
+            z, bit = butterflies(z, bit), 2 * bit
+        out[at] = z.reshape(at.shape)
         return out / block**0.5
     shared = np.empty(inputs)
-    for c in range(each // 8):
-        shared[8 * (c * threads + t) + np.arange(8)] = z[:, 8 * c : 8 * c + 8]
-    for g in range(each // (far * near)):  # values that lie LOW apart
-        place = (g * threads + t) * near
-        w, i = np.divmod(np.arange(far * near), near)
-        at = place // low * block + w * low + place % low + i
-        v = shared[at]
-        bit = near
-        while bit < far * near:
-            v, bit = butterflies(v, bit), 2 * bit
-        out[at] = v
+    shared[at] = v
+    for g in range(each // (2 * far)):
+        place = ((g * threads + t) * 2)[:, None]
+        parts, i = np.divmod(np.arange(2 * far), 2)
+        at = place // 256 * block + place % 256 + 256 * parts + i
+        z, bit = shared[at], 2
+        while bit < 2 * far:
+            z, bit = butterflies(z, bit), 2 * bit
+        out[at] = z
     return out / block**0.5
 
 
 @pytest.mark.parametrize("inputs", WIDTHS)
-def test_the_walk_of_the_kernel_is_the_rotation(inputs, low):
+def test_the_walk_of_the_kernel_is_the_rotation(inputs):
     x = np.random.default_rng(0).standard_normal(inputs)
     expected = rotation.rotate(torch.from_numpy(x)[None])[0].numpy()
     assert np.abs(as_the_kernel_does(x) - expected).max() < 1e-5 * np.abs(expected).max()
@@ -111,7 +129,7 @@ def test_the_walk_of_the_kernel_is_the_rotation(inputs, low):
 @pytest.mark.gpu
 @GPU
 @pytest.mark.parametrize("inputs", WIDTHS)
-def test_codes_are_those_of_plain_torch(inputs, low):
+def test_codes_are_those_of_plain_torch(inputs):
     from adatsq import integer
     from adatsq.cuda import activations
 

@@ -1,21 +1,22 @@
 // Rotate one token, find the largest, round, cast: `activations.quantize` of bfloat16 rows, in CUDA C++.
 // Before that, a prologue if there is one (`prologue.rows_of`).
 //
-// A thread block has one token, all of it in registers. A Hadamard transform of n = LOW W values is made of
+// A thread block has one token, all of it in registers. A Hadamard transform of n = BLOCK values is made of
 // log2(n) stages; in stage b, values whose indices differ in bit b become their sum and their difference:
-//   bits 0 to 2             the 8 neighbours that a thread loads at once
-//   bits 3 to log2(LOW) - 1 lanes of a warp
-//   bits above              W values that lie LOW apart: exchanged once through shared memory
-// Set at compile time: INPUTS; BLOCK = n; THREADS; LOW, up to 256; E4M3 or not; PROLOGUE, its number in
-// `prologue.KINDS`; FIRST, columns of x, of which the rest of a row is in `second` if PROLOGUE is CAT_GELU.
+//   bits 0 to 7     by tensor cores, in two products with a Hadamard matrix of 16 x 16 (`transform_256`)
+//   bits above      sums and differences of the FAR parts of 256 values. Up to MOST_OWN of them, a warp has
+//                   whole blocks, and a thread all that it needs; else they change places in shared memory
+// Set at compile time: INPUTS; BLOCK = n; THREADS; E4M3 or not; PROLOGUE, its number in `prologue.KINDS`;
+// FIRST, columns of x, of which the rest of a row is in `second` if PROLOGUE is CAT_GELU.
 // Rows of x lie x_apart times 8 values apart, those of `second` second_apart times 8.
 #define GELU 1
 #define CAT_GELU 2
 #define SWIGLU 3
-#define W (BLOCK / LOW)
-#define EACH (INPUTS / THREADS)              // values of a thread
-#define V (W >= 8 ? 2 : 4)                   // neighbours that a thread has after the exchange
-#define GROUPS (EACH / (W * V))
+#define EACH (INPUTS / THREADS)  // values of a thread, in chunks of 8 neighbours
+#define CHUNKS (EACH / 8)
+#define FAR (BLOCK / 256)
+#define MOST_OWN 4
+#define GROUPS (EACH / (2 * FAR))  // pairs of neighbours that a thread has in all parts, after the exchange
 
 typedef unsigned int u32;
 
@@ -64,15 +65,20 @@ __device__ __forceinline__ uint4 gelu_of_eight(uint4 a) {
     return make_uint4(gelu_of_two(a.x), gelu_of_two(a.y), gelu_of_two(a.z), gelu_of_two(a.w));
 }
 
-// The values 8 chunk, 8 chunk + 1, ... of a row of activations. x and second: where their rows begin.
-__device__ __forceinline__ uint4 eight_values(const uint4* x, const uint4* second, int chunk) {
+// Eight neighbours of a row, as they lie in memory. x and second: where their rows begin.
+__device__ __forceinline__ uint4 loaded(const uint4* x, const uint4* second, int chunk) {
 #if PROLOGUE == CAT_GELU
-    const int rest = chunk - FIRST / 8;
-    return rest < 0 ? x[chunk] : gelu_of_eight(second[rest]);
-#else
-    const uint4 a = x[chunk];
+    if (chunk >= FIRST / 8) return second[chunk - FIRST / 8];
+#endif
+    return x[chunk];
+}
+
+// The activations that the prologue makes of them.
+__device__ __forceinline__ uint4 eight_values(uint4 a, const uint4* second, int chunk) {
 #if PROLOGUE == GELU
     return gelu_of_eight(a);
+#elif PROLOGUE == CAT_GELU
+    return chunk < FIRST / 8 ? a : gelu_of_eight(a);
 #elif PROLOGUE == SWIGLU
     const uint4 b = second[chunk];
     return make_uint4(swiglu_of_two(a.x, b.x), swiglu_of_two(a.y, b.y), swiglu_of_two(a.z, b.z),
@@ -80,13 +86,60 @@ __device__ __forceinline__ uint4 eight_values(const uint4* x, const uint4* secon
 #else
     return a;
 #endif
-#endif
 }
 
 __device__ __forceinline__ void butterfly(float& a, float& b) {
     const float sum = a + b;
     b = a - b;
     a = sum;
+}
+
+// Signs of the Hadamard matrix H[m, k] = (-1)^(bits that m and k share), as a lane holds them in the first
+// operand of mma.m16n8k16: m = lane / 4 (+ 8), k = lane % 4 * 2 (+ 1) (+ 8). Where both have the 8, -H.
+__device__ __forceinline__ u32 hadamard_signs(int lane) {
+    const int m = lane / 4, k = lane % 4 * 2;
+    return 0x3f803f80u ^ (__popc(m & k) & 1) << 15 ^ (u32)(__popc(m & (k + 1)) & 1) << 31;
+}
+
+// sums (16 x 8) += H (16 x 16) times values (16 x 8). Of a lane: values with k = lane % 4 * 2 (+ 1 in a word's
+// upper half, + 8 in the second word) and n = lane / 4; sums [m 8][n 1] with m = lane / 4 (+ 8 in the second
+// two) and n = lane % 4 * 2 (+ 1 in each two). So the lanes' upper bits and lower bits change their parts.
+__device__ __forceinline__ void add_product(float* sums, u32 signs, u32 first, u32 second) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %4, %4, %5}, {%6, %7}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(signs), "r"(signs ^ 0x80008000u), "r"(first), "r"(second));
+}
+
+// A warp's 256 values, transformed. Of a lane: those with the indices 8 lane, 8 lane + 1, ..., before and after.
+// The first product is over bits 0, 3, 4, 1 of the index (as bits of k), which are exact in bfloat16; the
+// second over bits 5, 6, 7, 2, of sums: each the sum of two bfloat16, with an error of 2^-18 of it at most.
+__device__ __forceinline__ void transform_256(uint4 word, u32 signs, float* v) {
+    float sums[2][4] = {};  // [bit 2][bit 1, bit 5]
+    add_product(sums[0], signs, word.x, word.y);
+    add_product(sums[1], signs, word.z, word.w);
+#pragma unroll
+    for (int one = 0; one < 2; one++) {  // bit 1
+        u32 high[2], rest[2];
+#pragma unroll
+        for (int two = 0; two < 2; two++) {  // bit 2
+            const float* pair = sums[two] + 2 * one;
+            float rounded[2];
+            high[two] = two_halves(pair[0], pair[1]);
+            two_values(high[two], rounded);
+            rest[two] = two_halves(pair[0] - rounded[0], pair[1] - rounded[1]);
+        }
+        float out[4] = {};  // [bit 2][bit 0]
+        add_product(out, signs, rest[0], rest[1]);
+        add_product(out, signs, high[0], high[1]);
+        v[2 * one] = out[0], v[2 * one + 1] = out[1], v[4 + 2 * one] = out[2], v[4 + 2 * one + 1] = out[3];
+    }
+}
+
+// The larger size, NaN if one is NaN.
+__device__ __forceinline__ float larger(float top, float v) {
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(top) : "f"(fabsf(v)));
+    return top;
 }
 
 #define MAGIC 12582912.0f  // 1.5 * 2^23, where floats are a whole 1 apart, and end in the bits of an int8
@@ -112,63 +165,63 @@ extern "C" __global__ void __launch_bounds__(THREADS) rotate_rows(
     int second_apart, double largest, double ratio, double unit) {
     extern __shared__ float shared[];
     __shared__ u32 tops[32];
-    const float largest_code = (float)largest;
+    const float least = MAGIC - (float)largest, most = MAGIC + (float)largest;
     const long long row = blockIdx.x;
     const int t = threadIdx.x;
+    const int start = t / 32 * 32 * CHUNKS + t % 32;  // a warp's chunks are neighbours: of a lane, every 32nd
+    const u32 h = hadamard_signs(t % 32);
     float z[EACH];
 
+    x += row * x_apart;
+    second += row * second_apart;
+    uint4 words[CHUNKS];
 #pragma unroll
-    for (int c = 0; c < EACH / 8; c++) {
-        const int chunk = c * THREADS + t;
-        const uint4 word = eight_values(x + row * x_apart, second + row * second_apart, chunk);
+    for (int c = 0; c < CHUNKS; c++) words[c] = loaded(x, second, start + 32 * c);  // all on their way at once
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) {
+        const int chunk = start + 32 * c;
+        const uint4 word = eight_values(words[c], second, chunk);
         const uint4 sign = signs[chunk % (BLOCK / 8)];
-        float* v = z + 8 * c;
-        two_values(word.x ^ sign.x, v);
-        two_values(word.y ^ sign.y, v + 2);
-        two_values(word.z ^ sign.z, v + 4);
-        two_values(word.w ^ sign.w, v + 6);
-#pragma unroll
-        for (int bit = 1; bit < 8; bit *= 2)
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                if (!(i & bit)) butterfly(v[i], v[i | bit]);
-#pragma unroll
-        for (int bit = 1; bit < LOW / 8; bit *= 2) {
-            const float own = t & bit ? -1.0f : 1.0f;
-#pragma unroll
-            for (int i = 0; i < 8; i++) v[i] = fmaf(own, v[i], __shfl_xor_sync(0xffffffffu, v[i], bit));
-        }
+        transform_256(make_uint4(word.x ^ sign.x, word.y ^ sign.y, word.z ^ sign.z, word.w ^ sign.w), h, z + 8 * c);
     }
 
-#if W > 1
+#if FAR <= MOST_OWN
 #pragma unroll
-    for (int c = 0; c < EACH / 8; c++) {
-        float4* at = (float4*)(shared + 8 * (c * THREADS + t));
+    for (int bit = 1; bit < FAR; bit *= 2)
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            if (!(i & 8 * bit)) butterfly(z[i], z[i | 8 * bit]);
+#else
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) {
+        float4* at = (float4*)(shared + 8 * (start + 32 * c));
         at[0] = make_float4(z[8 * c], z[8 * c + 1], z[8 * c + 2], z[8 * c + 3]);
         at[1] = make_float4(z[8 * c + 4], z[8 * c + 5], z[8 * c + 6], z[8 * c + 7]);
     }
     __syncthreads();
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
-        const int place = (g * THREADS + t) * V;  // among the INPUTS / W values whose upper bits are 0
-        float* v = z + g * W * V;
+        const int place = (g * THREADS + t) * 2;  // among the INPUTS / FAR values of the blocks' first parts
+        const float* from = shared + place / 256 * BLOCK + place % 256;
+        float* v = z + g * 2 * FAR;
 #pragma unroll
-        for (int w = 0; w < W; w++)
+        for (int far = 0; far < FAR; far++) {
+            const float2 pair = *(const float2*)(from + 256 * far);
+            v[2 * far] = pair.x, v[2 * far + 1] = pair.y;
+        }
 #pragma unroll
-            for (int i = 0; i < V; i++) v[w * V + i] = shared[place / LOW * BLOCK + w * LOW + place % LOW + i];
+        for (int bit = 2; bit < 2 * FAR; bit *= 2)
 #pragma unroll
-        for (int bit = V; bit < W * V; bit *= 2)
-#pragma unroll
-            for (int i = 0; i < W * V; i++)
+            for (int i = 0; i < 2 * FAR; i++)
                 if (!(i & bit)) butterfly(v[i], v[i | bit]);
     }
 #endif
 
-    // As bits, sizes of floats are in the order of integers, infinity and then NaN on top: neither is lost.
-    u32 top = 0;
+    float most_here = 0.0f;
 #pragma unroll
-    for (int i = 0; i < EACH; i++) top = max(top, __float_as_uint(z[i]) & 0x7fffffffu);
-    top = __reduce_max_sync(0xffffffffu, top);
+    for (int i = 0; i < EACH; i++) most_here = larger(most_here, z[i]);
+    // As bits, sizes of floats are in the order of integers, infinity and then NaN on top: neither is lost.
+    u32 top = __reduce_max_sync(0xffffffffu, __float_as_uint(most_here));
     if (t % 32 == 0) tops[t / 32] = top;
     __syncthreads();
     top = __reduce_max_sync(0xffffffffu, t % 32 < THREADS / 32 ? tops[t % 32] : 0u);
@@ -179,28 +232,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) rotate_rows(
     const float inverse = scale == 0.0f ? 0.0f : 1.0f / scale;
 #pragma unroll
     for (int i = 0; i < EACH; i++)  // rounds halves to even
-        z[i] = fminf(fmaxf(z[i] * inverse, -largest_code), largest_code) + MAGIC;
+        z[i] = fminf(fmaxf(fmaf(z[i], inverse, MAGIC), least), most);
 
     unsigned char* out = codes + row * INPUTS;
-#if W > 1
+#if FAR <= MOST_OWN
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+        *(uint2*)(out + 8 * (start + 32 * c)) = make_uint2(four_bytes(z + 8 * c), four_bytes(z + 8 * c + 4));
+#else
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
-        const int place = (g * THREADS + t) * V;
-        const float* v = z + g * W * V;
+        const int place = (g * THREADS + t) * 2;
+        unsigned char* at = out + place / 256 * BLOCK + place % 256;
 #pragma unroll
-        for (int w = 0; w < W; w++) {
-            unsigned char* at = out + place / LOW * BLOCK + w * LOW + place % LOW;
-#if V == 2
-            *(unsigned short*)at = (unsigned short)two_bytes(v[w * V], v[w * V + 1]);
-#else
-            *(u32*)at = four_bytes(v + w * V);
-#endif
-        }
-    }
-#else
-#pragma unroll
-    for (int c = 0; c < EACH / 8; c++) {
-        *(uint2*)(out + 8 * (c * THREADS + t)) = make_uint2(four_bytes(z + 8 * c), four_bytes(z + 8 * c + 4));
+        for (int far = 0; far < FAR; far++)
+            *(unsigned short*)(at + 256 * far) = (unsigned short)two_bytes(z[g * 2 * FAR + 2 * far], z[g * 2 * FAR + 2 * far + 1]);
     }
 #endif
 }

@@ -19,25 +19,20 @@ from adatsq.rotation import block_size
 
 SOURCE = Path(__file__).with_suffix(".cu")
 MOST_EACH = 40  # values of a row that a thread holds in registers
-MOST_BLOCK = 4096
+LOW, MOST_BLOCK = 256, 4096  # values of a block: these are transformed by a warp alone, and no more at all
+MOST_OWN = 4  # parts of LOW values of a block that a warp holds at once: the largest without an exchange
 VECTOR = 8  # values that a thread loads at once
-LOW = 64  # 64, 128 or 256: values of a block among which lanes of a warp exchange
-
-
-def low_of(block: int) -> int:
-    """LOW in a block of this size: with 256 values no others are left; 16 may be left to shared memory."""
-    return max(256 if block == 256 else LOW, block // 16)
 
 
 def threads_of(inputs: int) -> int | None:
     """Threads that share a row, or None if the kernel is not for rows of so many inputs."""
     block = block_size(inputs)
-    if not 256 <= block <= MOST_BLOCK:
+    if not LOW <= block <= MOST_BLOCK:
         return None
-    far = block // low_of(block)
-    together = far * (2 if far >= 8 else 4) if far > 1 else 8  # values that stay with one thread
+    far = block // LOW
+    together = far * (VECTOR if far <= MOST_OWN else 2)  # values that stay with one thread
     for threads in range(32, 1025, 32):
-        if inputs % (8 * threads) == 0 and inputs % (together * threads) == 0:
+        if inputs % (VECTOR * threads) == 0 and inputs % (together * threads) == 0:
             if inputs <= MOST_EACH * threads:
                 return threads
     return None
@@ -90,7 +85,7 @@ def in_vectors(x: Tensor) -> Tensor:
 def options(inputs: int, e4m3: bool, prologue: str, first: int) -> dict[str, int]:
     """What `rotation_kernel.cu` wants to be set; first: columns of x."""
     block = block_size(inputs)
-    sizes = {"INPUTS": inputs, "BLOCK": block, "LOW": low_of(block), "THREADS": threads_of(inputs)}
+    sizes = {"INPUTS": inputs, "BLOCK": block, "THREADS": threads_of(inputs)}
     return {**sizes, "FIRST": first, "E4M3": int(e4m3), "PROLOGUE": KINDS.index(prologue)}
 
 
@@ -98,6 +93,6 @@ def options(inputs: int, e4m3: bool, prologue: str, first: int) -> dict[str, int
 def _compiled(inputs: int, e4m3: bool, device: torch.device, prologue: str, first: int):
     """(kernel, threads, bytes of shared memory) for the current device, which is `device`."""
     defined = options(inputs, e4m3, prologue, first)
-    shared = 4 * inputs if defined["BLOCK"] > defined["LOW"] else 0
+    shared = 4 * inputs if defined["BLOCK"] > MOST_OWN * LOW else 0
     kernel = compiled(SOURCE, "rotate_rows", defined, shared)
     return kernel, threads_of(inputs), shared
