@@ -10,8 +10,8 @@
                   (`few_rows_kernel`, `few_rows_table`: few rows times weights that alone are quantized)
     linear        `PackedLinear`, all of it together as one operator that torch.compile keeps whole
     together      one product for linears that read the same activations
-    norm_rope     query and key of Flux's single blocks, normed and rotated in one pass (`norm_rope_kernel`)
-    single_attention   the attention of these blocks, which may have both
+    norm_rope     query and key of Flux's attention, normed and rotated in one pass (`norm_rope_kernel`)
+    flux_attention   the attention of Flux's blocks, which may have both
     fusing        modules that leave their work to these, and their activation function to a prologue
     accelerate    a quantized pipeline on packed weights
     graphs        a transformer's call launched at once

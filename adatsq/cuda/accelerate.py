@@ -33,12 +33,12 @@ def accelerate(
     "activations": activation functions of feed-forwards, while the next linear's input is rounded. Hooks on
     these linears then see what the function is to be applied to (`PackedLinear.activations_of` does it),
     hooks on the functions' modules nothing.
-    "norm_rope": norm and rotation of query and key in Flux's single blocks, without calls of the norms'
-    modules: hooks on these see nothing.
-    "products": queries, keys, values and the feed-forward's first linear of Flux's single blocks, as one
-    product; it includes "activations". Where one of these linears, or the attention, has a hook, all of them
-    are called as ever, and so they are with gradients. A block that is compiled does not see a hook that
-    comes later.
+    "norm_rope": norm and rotation of query and key in Flux's blocks, without calls of the norms' modules:
+    hooks on these see nothing.
+    "products": queries, keys and values in Flux's blocks, and the feed-forward's first linear in single ones,
+    as one product; it includes "activations". Where one of these linears has a hook, all of them are called
+    as ever, and so they are with gradients; an attention that has one is given what it always was. A block
+    that is compiled does not see a hook that comes later.
 
     The last two leave an attention with a processor of yours as it is, and other transformers. A later call
     with fewer leaves on what is on.

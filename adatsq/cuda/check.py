@@ -155,7 +155,9 @@ def norms_and_rotations(shapes: Sequence[Shape], device: torch.device) -> Iterat
         both = torch.randn(1, shape.tokens, 2 * shape.outputs, device=device).to(dtype)
         pair = [part.unflatten(-1, (-1, size)) for part in both.chunk(2, dim=-1)]
         weight = weight.to(dtype)
-        for name, x, y in zip(("query", "key"), pair, norm_rope(*pair, weight, weight, cos, sin, 1e-6)):
+        parts = [x.tensor_split([shape.tokens // 9], dim=1) for x in pair]  # as text and picture come
+        found = norm_rope(*parts, [weight] * 2, [weight] * 2, cos, sin, 1e-6)
+        for name, x, y in zip(("query", "key"), pair, found):
             exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
             exact = torch.view_as_complex(exact.unflatten(-1, (-1, 2)))
             turned = exact * torch.complex(cos.double(), sin.double())[None, :, None, ::2]

@@ -2,16 +2,16 @@
 
     activations  the activation function of a feed-forward, to the rounding of the second linear's input
                  (`prologue`)
-    norm_rope    norm and rotation of query and key, to one pass (`norm_rope`); in Flux's single blocks
-    products     the linears of a single block that read the same tokens, to one product (`together`)
+    norm_rope    norm and rotation of query and key, to one pass (`norm_rope`); in Flux's blocks
+    products     linears of Flux's blocks that read the same tokens, to one product (`together`)
 
 For the first, a module becomes one of a class below, which has the forward of its own class but for that:
 its parts, their names and the tensors in its state dict stay as they are. A class, and not a forward for each
 module, because torch.compile makes one graph for all blocks of a class; `compile_repeated_blocks` knows them
 by its name, which stays too. Whatever is no `PackedLinear` (any more) is given what it always was.
 
-For the others, attentions of single blocks have a processor (`single_attention`), if none is of the user's,
-nor the attention itself.
+For the others, Flux's attentions have a processor (`flux_attention`), if none is of the user's, nor the
+attention itself.
 """
 
 from collections.abc import Collection
@@ -21,9 +21,9 @@ from diffusers.models import activations, attention
 from diffusers.models.transformers import transformer_flux, transformer_z_image
 from torch import Tensor, nn
 
+from adatsq.cuda.flux_attention import FluxProcessor, processor_for, takes_projected
 from adatsq.cuda.linear import PackedLinear
 from adatsq.cuda.prologue import CAT_GELU, GELU, SWIGLU
-from adatsq.cuda.single_attention import SingleProcessor, processor_for, takes_projected
 from adatsq.cuda.together import linears
 
 
@@ -87,23 +87,26 @@ def fuse(transformer: nn.Module) -> int:
 
 
 def norm_and_rotate_together(transformer: nn.Module) -> int:
-    """Let attentions of Flux's single blocks norm and rotate in one pass; returns how many may now do so."""
+    """Let Flux's attentions norm and rotate in one pass; returns how many may now do so."""
     return _processors(transformer, "one_pass")
 
 
 def multiply_together(transformer: nn.Module) -> int:
-    """Let Flux's single blocks compute all that they read from the same tokens as one product; returns how
-    many may now do so. It is their fused class that does it, so that this includes `fuse`."""
+    """Let Flux's blocks compute all that they read from the same tokens as one product; returns how many may
+    now do so. In single blocks it is their fused class that does it, so that this includes `fuse`."""
     fuse(transformer)
     return _processors(transformer, "together")
 
 
+FLUX_BLOCKS = transformer_flux.FluxTransformerBlock, transformer_flux.FluxSingleTransformerBlock
+
+
 def _processors(transformer: nn.Module, part: str) -> int:
-    blocks = [m for m in transformer.modules() if isinstance(m, transformer_flux.FluxSingleTransformerBlock)]
+    blocks = [m for m in transformer.modules() if isinstance(m, FLUX_BLOCKS)]
     attentions = [block.attn for block in blocks if type(block.attn) is transformer_flux.FluxAttention]
     for attn in attentions:
         attn.set_processor(processor_for(attn.processor, part))
-    return sum(isinstance(attn.processor, SingleProcessor) for attn in attentions)
+    return sum(isinstance(attn.processor, FluxProcessor) for attn in attentions)
 
 
 FUSIONS = {"activations": fuse, "norm_rope": norm_and_rotate_together, "products": multiply_together}

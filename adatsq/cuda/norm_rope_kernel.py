@@ -6,6 +6,8 @@ token of the other tensor, and finds them in the cache. All that a program reads
 that many bytes are on their way at a time.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -47,6 +49,7 @@ def _norm_rope(
     new_query,
     new_key,
     eps,
+    first,
     tokens,
     query_batch,
     query_token,
@@ -58,10 +61,11 @@ def _norm_rope(
     D: tl.constexpr,
     HEADS: tl.constexpr,
 ):
+    # first: the place of the part's first token among all `tokens`
     token, batch = (tl.program_id(0) // 2).to(tl.int64), tl.program_id(1).to(tl.int64)
-    row = (batch * tokens + token) * H * D
-    cos += token * D
-    sin += token * D
+    row = (batch * tokens + first + token) * H * D
+    cos += (first + token) * D
+    sin += (first + token) * D
     if tl.program_id(0) % 2 == 0:
         query += batch * query_batch + token * query_token
         _token(query, query_weight, cos, sin, new_query + row, eps, query_head, H, D, HEADS)
@@ -70,50 +74,56 @@ def _norm_rope(
         _token(key, key_weight, cos, sin, new_key + row, eps, key_head, H, D, HEADS)
 
 
-def fits(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> bool:
+def fits(queries: Sequence[Tensor], keys: Sequence[Tensor], cos: Tensor, sin: Tensor) -> bool:
     """Whether the kernel takes these: sizes, dtypes, devices."""
+    first, tokens = queries[0], sum(x.shape[1] for x in queries)
     return (
-        query.shape == key.shape
-        and query.dtype is key.dtype
-        and query.dtype in DTYPES
-        and query.shape[3] in SIZES
-        and len(query) < 2**16  # programs of a grid's second axis
-        and cos.shape == sin.shape == query.shape[1::2]
+        all(query.shape == key.shape for query, key in zip(queries, keys))
+        and all(x.shape[::2] == first.shape[::2] and x.shape[3] == first.shape[3] for x in queries)
+        and all(x.dtype is first.dtype and x.device == cos.device for x in (*queries, *keys))
+        and first.dtype in DTYPES
+        and first.shape[3] in SIZES
+        and len(first) < 2**16  # programs of a grid's second axis
+        and cos.shape == sin.shape == (tokens, first.shape[3])
         and cos.dtype is sin.dtype is torch.float32
-        and query.device == key.device == cos.device == sin.device
+        and cos.device == sin.device
     )
 
 
 def norm_and_rotate(
-    query: Tensor,
-    key: Tensor,
-    query_weight: Tensor,
-    key_weight: Tensor,
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    query_weights: Sequence[Tensor],
+    key_weights: Sequence[Tensor],
     cos: Tensor,
     sin: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """`norm_rope.norm_rope` of what `fits`; query and key with any strides."""
-    # Neighbours are read together; other strides are free.
-    query, key = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key))
-    batch, tokens, heads, size = query.shape
-    new_query, new_key = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key))
-    _norm_rope[(2 * tokens, batch)](
-        query,
-        key,
-        query_weight.contiguous(),
-        key_weight.contiguous(),
-        cos.contiguous(),
-        sin.contiguous(),
-        new_query,
-        new_key,
-        eps,
-        tokens,
-        *query.stride()[:3],
-        *key.stride()[:3],
-        H=heads,
-        D=size,
-        HEADS=min(triton.next_power_of_2(heads), VALUES // size),
-        num_warps=WARPS,
-    )
+    """`norm_rope.norm_rope` of what `fits`; queries and keys with any strides. A launch for each part."""
+    batch, _, heads, size = queries[0].shape
+    first, tokens = 0, sum(x.shape[1] for x in queries)
+    new_query, new_key = (queries[0].new_empty(batch, tokens, heads, size) for _ in range(2))
+    for query, key, query_weight, key_weight in zip(queries, keys, query_weights, key_weights):
+        # Neighbours are read together; other strides are free.
+        query, key = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key))
+        _norm_rope[(2 * query.shape[1], batch)](
+            query,
+            key,
+            query_weight.contiguous(),
+            key_weight.contiguous(),
+            cos.contiguous(),
+            sin.contiguous(),
+            new_query,
+            new_key,
+            eps,
+            first,
+            tokens,
+            *query.stride()[:3],
+            *key.stride()[:3],
+            H=heads,
+            D=size,
+            HEADS=min(triton.next_power_of_2(heads), VALUES // size),
+            num_warps=WARPS,
+        )
+        first += query.shape[1]
     return new_query, new_key

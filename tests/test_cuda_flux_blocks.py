@@ -1,4 +1,4 @@
-"""Whole transformers whose single blocks are one product: what they answered before, hooks and processors."""
+"""Whole transformers whose blocks have products of several linears: the answers, hooks and processors."""
 
 import copy
 import io
@@ -30,6 +30,11 @@ def flux():
     return transformer, arguments
 
 
+def products(transformer):
+    """How many a step has: of a single block one, of a double one for the text and one for the picture."""
+    return len(transformer.single_transformer_blocks) + 2 * len(transformer.transformer_blocks)
+
+
 def packed_layers(transformer):
     return [m for m in transformer.modules() if isinstance(m, PackedLinear) and "norm" not in m.name]
 
@@ -40,13 +45,13 @@ def packed_layers(transformer):
 def test_a_transformer_answers_the_same(fuse, flux, calls):
     build, arguments = flux
     plain, fused = build(fuse=False), build(fuse=fuse)
-    blocks, rng = len(fused.single_transformer_blocks), torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     for bits in (4, 3, 16, None, None):  # None: other bits for each layer
         for one, two in zip(packed_layers(plain), packed_layers(fused), strict=True):
             one.a_bits = two.a_bits = bits or (3, 4, 8)[int(torch.randint(3, (), generator=rng))]
         calls.clear()
         assert torch.equal(steps.answer(fused, arguments), steps.answer(plain, arguments))
-        assert len(calls) == (blocks if fuse is True or "products" in fuse else 0)
+        assert len(calls) == (products(fused) if fuse is True or "products" in fuse else 0)
     assert list(fused.state_dict()) == list(plain.state_dict())
 
 
@@ -72,14 +77,19 @@ def test_a_hook_on_a_linear_or_the_attention_is_called(flux, calls):
     transformer, seen = build(), []
     expected = steps.answer(transformer, arguments)
     calls.clear()
-    first, second, *rest = transformer.single_transformer_blocks
+    first, second, *_ = transformer.single_transformer_blocks
+    double = transformer.transformer_blocks[0]
     first.attn.to_k.register_forward_hook(lambda module, args, output: seen.append(output.shape[-1]))
     second.attn.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(sorted(kwargs)), with_kwargs=True
     )
+    double.attn.add_q_proj.register_forward_hook(lambda module, args, output: seen.append("text"))
+    double.attn.register_forward_hook(lambda module, args, output: seen.append("double"))
     assert torch.equal(steps.answer(transformer, arguments), expected)
-    assert seen == [first.attn.to_k.out_features, ["hidden_states", "image_rotary_emb"]]
-    assert len(calls) == len(rest)
+    both = ["hidden_states", "image_rotary_emb"]
+    assert seen == ["text", "double", first.attn.to_k.out_features, both]
+    # Not of the first single block and the first text: hooks on attentions see what they always saw.
+    assert len(calls) == products(transformer) - 2
 
 
 def test_a_processor_of_the_users_is_given_what_it_always_was(flux, calls):
@@ -92,7 +102,7 @@ def test_a_processor_of_the_users_is_given_what_it_always_was(flux, calls):
     transformer = build()
     expected = steps.answer(transformer, arguments)
     calls.clear()
-    for block in transformer.single_transformer_blocks:
+    for block in (*transformer.single_transformer_blocks, *transformer.transformer_blocks):
         block.attn.set_processor(Mine())
     adatsq.accelerate(SimpleNamespace(transformer=transformer), verbose=False)
     assert torch.equal(steps.answer(transformer, arguments), expected) and not calls
@@ -114,10 +124,12 @@ def test_an_attention_of_the_users_is_given_what_it_always_was(flux, calls):
     build, arguments = flux
     transformer = build(fuse=False)
     expected = steps.answer(transformer, arguments)
+    double, others = transformer.transformer_blocks[0], len(transformer.transformer_blocks) - 1
+    double.attn.__class__ = type("Other", (transformer_flux.FluxAttention,), {})
     first, second, *_ = transformer.single_transformer_blocks
     first.attn, second.attn.__class__ = Mine(first.attn), Other
     adatsq.accelerate(SimpleNamespace(transformer=transformer), verbose=False)
-    assert torch.equal(steps.answer(transformer, arguments), expected) and not calls
+    assert torch.equal(steps.answer(transformer, arguments), expected) and len(calls) == 2 * others
 
 
 def test_a_pickled_transformer_answers_the_same(flux, calls):
