@@ -95,11 +95,11 @@ VARIANTS = {  # of ours, by the method's name in the table
     "adatsq": "what `adatsq.accelerate` makes by default",
     "adatsq fast sums": "the products' faster mode everywhere, also where it is not known to be exact",
     "adatsq unfused": "activation functions of feed-forwards are kernels of their own, where the default "
-    "computes them while the next linear's input is rounded, and norms and products of Flux's single blocks "
+    "computes them while the next linear's input is rounded, and norms and products of Flux's blocks "
     "are separate too",
-    "adatsq separate norm": "query and key of Flux's single blocks are normed and rotated by kernels of "
+    "adatsq separate norm": "query and key in Flux's blocks are normed and rotated by kernels of "
     "their own, where the default has one for both",
-    "adatsq separate products": "the linears of Flux's single blocks that read the same tokens are products "
+    "adatsq separate products": "the linears of Flux's blocks that read the same tokens are products "
     "of their own, where the default has one for all",
 }
 
