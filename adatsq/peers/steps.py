@@ -38,10 +38,12 @@ def _through(name: str, w_bits: int, a_bits: int) -> Peer:
 
 
 def _torchao_fp8(transformer: nn.Module, layers: Sequence[Layer]) -> None:
-    """A scale per token and per output channel, both found by their largest value."""
+    """A scale per token and per output channel, both found by their largest value; torch.compile's settings
+    stay as they are (`peers.torchao`)."""
     from torchao import quantization as library
 
-    config = library.Float8DynamicActivationFloat8WeightConfig(granularity=library.PerRow())
+    made = library.Float8DynamicActivationFloat8WeightConfig
+    config = made(granularity=library.PerRow(), set_inductor_config=False)
     act = {layer.name for layer in layers if layer.role == "act"}
     library.quantize_(transformer, config, lambda module, name: name in act)
 

@@ -7,6 +7,9 @@ values (tinygemm), or a kernel library of its own.
 
 Its products of int8 weights and int8 activations need inputs and outputs in multiples of 8; all others it
 takes to the CPU, in int32, at every call. Such layers have int8 weights alone here.
+
+torch.compile's settings are left as they are, for the process and its other models: those that torchao would
+make try every direction of every kernel's tiles, and Flux was not compiled after five minutes of it.
 """
 
 from adatsq.peers.stored import average_bits, group_of
@@ -23,9 +26,8 @@ def torchao(pipe, layers, w_bits: int, a_bits: int, trace) -> float | None:
     def config(layer):
         alone = a_bits == 16 or layer.role == "weight" or on_cpu(layer)
         if w_bits == 8:
-            return (
-                library.Int8WeightOnlyConfig() if alone else library.Int8DynamicActivationInt8WeightConfig()
-            )
+            both = library.Int8DynamicActivationInt8WeightConfig
+            return (library.Int8WeightOnlyConfig if alone else both)(set_inductor_config=False)
         group = PerGroup(group_of(128 if alone else 32, layer.in_features))
         if alone:
             return library.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=group)
