@@ -5,8 +5,8 @@
 for each token m, halves to even, in float32: what `QuantLinear.forward` does, in one pass on a GPU.
 
 Without a rotation, codes and scales are the reference's to the bit, in any dtype of x: the maximum is exact,
-and the division and the rounding are IEEE's. With one, sums of up to 4096 values are added in another order, and
-tensor cores may add them from two bfloat16 each (`rotation_kernel`), so that z R differs in its last bits (by
+and the division and the rounding are IEEE's. With one, sums of up to 4096 values are added in another order,
+and tensor cores may have each as two bfloat16 (`rotation_kernel`), so that z R differs in its last bits (by
 about 1e-6 of the row's largest value): the scale does too, and where z R / s lies that close to a half, the
 code is the neighbouring one. An x in bfloat16 changes nothing in this: it is read as it is, and the sums are
 float32. (The reference in bfloat16 also rounds the weight and the

@@ -1,8 +1,8 @@
 """Rotation and rounding of bfloat16 rows in CUDA C++ (`rotation_kernel.cu`).
 
-Triton multiplies by Hadamard matrices of a block's size (`activations_kernel`), 200 to 500 operations for each
-value, in several passes over shared memory. Here blocks of 256 are two products with 16 x 16 in the tensor
-cores, on values that never leave a thread's registers.
+Triton multiplies by the two Hadamard matrices that a block is made of (`activations_kernel`), 200 to 500
+operations for each value. Here 256 values are two products with 16 x 16, which leave them in the registers of
+the threads that loaded them; what is above are sums and differences.
 """
 
 from functools import cache
