@@ -9,8 +9,8 @@ and the division and the rounding are IEEE's. With one, sums of up to 4096 value
 and tensor cores may have each as two bfloat16 (`rotation_kernel`), so that z R differs in its last bits (by
 about 1e-6 of the row's largest value): the scale does too, and where z R / s lies that close to a half, the
 code is the neighbouring one. An x in bfloat16 changes nothing in this: it is read as it is, and the sums are
-float32. (The reference in bfloat16 also rounds the weight and the
-product to bfloat16 before it multiplies by s; see `products`.)
+float32. (The reference in bfloat16 also rounds the weight and the product to bfloat16 before it multiplies by
+s; see `products`.)
 """
 
 import torch
