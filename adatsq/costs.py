@@ -75,15 +75,20 @@ def lacking(setting: Setting, method: str, w_bits: int) -> list[tuple[str, float
 
 
 def lacks(facts: pd.DataFrame, method: str, w_bits: int, a_bits: float, memory: str = "") -> bool:
-    """Whether a row of NAME-facts.csv is there and lacks a cost. memory: the kind that is wanted, if any."""
+    """Whether a row of NAME-facts.csv is there and lacks a cost. memory: "peak" or "process", the kind that is
+    wanted; by default either will do."""
     if facts.empty:
         return False
     row = facts[(facts.method == method) & (facts.w_bits == w_bits) & (facts.a_bits == a_bits)]
-    wanted = ["record_s", "quantize_s", "calibration_calls", "disk_bytes"]
-    wanted += [f"quantize_{memory}_bytes"] * bool(memory)
+    wanted, tasks = ["record_s", "quantize_s", "calibration_calls", "disk_bytes"], ["quantize"]
     if method in SEARCHED:
-        wanted += ["search_s", "judge_s", "search_calls", *[f"search_{memory}_bytes"] * bool(memory)]
-    return bool(row.reindex(columns=wanted).isna().any(axis=None))
+        wanted += ["search_s", "judge_s", "search_calls"]
+        tasks.append("search")
+    if row.reindex(columns=wanted).isna().any(axis=None):
+        return True
+    kinds = [memory] if memory else ["peak", "process"]
+    known = [row.reindex(columns=[f"{task}_{kind}_bytes" for task in tasks]).notna() for kind in kinds]
+    return not row.empty and not any(bool(kind.all(axis=None)) for kind in known)
 
 
 def write(setting: Setting, method: str, w_bits: int, a_bits: float, facts: dict) -> None:

@@ -1,5 +1,6 @@
 """What a quantized pipeline is and what it took: bytes, bits, multiplications, calls, memory."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,13 +104,16 @@ def counted_calls(transformer: nn.Module) -> Iterator[Calls]:
 
 @contextmanager
 def peak_memory(device: str, task: str) -> Iterator[dict]:
-    """Afterwards, on CUDA, {f"{task}_peak_bytes": most that tensors took at once, all models included}.
+    """Afterwards, on CUDA, {f"{task}_peak_bytes": most that tensors took at once, all models included}. Models
+    that nothing needs any more are not: a quantized transformer refers to itself, and so stays until it is
+    collected, which is done first.
 
     On a CPU {f"{task}_process_bytes": most that the process held since it began}: Python and its libraries
     are in it, and so is what came before; a system that does not tell it (Windows) leaves it out.
     """
     found: dict = {}
     cuda = torch.device(device).type == "cuda"
+    gc.collect()
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     yield found

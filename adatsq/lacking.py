@@ -15,7 +15,6 @@ from adatsq.models import SAMPLING_FILE
 from adatsq.peers import PEERS
 from adatsq.search_compare import BUDGETS, HELD_OUT, RANDOM
 from adatsq.search_compare import missing as policies
-from adatsq.tables_costs import SHOWN
 
 CALIBRATION = 32  # pictures of the ablation on a GPU
 FOR_TABLES = ("benchmark", "search", "peers", "modelopt", "costs")  # of every model
@@ -48,8 +47,7 @@ def lacking(model: Path, out: Path, job: str) -> list[str]:
         return _scored(name, wanted())
     if job == "costs":
         facts = stored(Path(f"{name}-facts.csv"))
-        rows = [row for row in wanted() if row[0] in SHOWN]
-        return [f"{m} W{w}A{a:g}" for m, w, a in rows if lacks(facts, m, w, a)]
+        return [f"{m} W{w}A{a:g}" for m, w, a in wanted() if m != "fp" and lacks(facts, m, w, a)]
     if job in ("peers", "modelopt"):
         methods = OTHERS if job == "peers" else (job,)
         return _scored(name, [(peer, *bits) for peer in methods for bits in PEERS[peer].bits])

@@ -31,7 +31,6 @@ import torch
 
 from adatsq.benchmark import commit_here
 from adatsq.lacking import OTHERS, for_tables, lacking, said
-from adatsq.tables_costs import SHOWN
 
 JOBS = {  # name: module and arguments; in the order in which they are wanted
     "benchmark": ("adatsq.benchmark",),
@@ -39,7 +38,7 @@ JOBS = {  # name: module and arguments; in the order in which they are wanted
     # one picture of each prompt, for they are many and slow
     "peers": ("adatsq.peers", "--pictures", "1", "--methods", *OTHERS),
     "modelopt": ("adatsq.peers", "--pictures", "1", "--methods", "modelopt"),  # compiles code for minutes
-    "costs": ("adatsq.costs", "--methods", *SHOWN),
+    "costs": ("adatsq.costs",),
     "ablation-w3": ("adatsq.ablation", "--w-bits", "3"),
     "ablation-w4": ("adatsq.ablation", "--w-bits", "4"),
     "sweep": ("adatsq.sweep",),

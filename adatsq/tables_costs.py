@@ -9,7 +9,7 @@ from adatsq.rows import SEARCHED
 from adatsq.tables import Scores
 from adatsq.tables_paper import bits
 
-SHOWN = (  # methods whose seconds and memory the page shows
+FIRST = (  # methods whose costs the page shows first: those that search, weigh timesteps, or add a branch
     "rtn+search",
     "q-dit",
     "svdquant",

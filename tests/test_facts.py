@@ -1,6 +1,7 @@
 """Facts of a quantized pipeline against counts of another kind."""
 
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from adatsq import facts, policy
 from adatsq.baselines import METHODS
 from adatsq.linear import QuantLinear
+from adatsq.models import load_pipeline
 from adatsq.recipes import hadamard
 from adatsq.trace import record, velocity
 
@@ -114,6 +116,18 @@ def test_memory_of_a_cpu_is_that_of_the_process_and_called_so():
     if status.exists():  # Linux says the same elsewhere, in KiB
         high = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
         assert peak["search_process_bytes"] == pytest.approx(high, rel=0.02)
+
+
+def test_memory_of_a_gpu_is_not_that_of_models_before(tiny_folder, monkeypatch):
+    """A quantized transformer is one of a circle of references, and there until it is collected."""
+    gone = weakref.ref(hadamard(load_pipeline(tiny_folder), None, 3, 4, progress=False).transformer)
+    assert gone() is not None
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1)
+    seen = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: seen.append(gone()))
+    with facts.peak_memory("cuda", "search") as peak:
+        pass
+    assert seen == [None] and peak == {"search_peak_bytes": 1}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
