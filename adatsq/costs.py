@@ -75,8 +75,8 @@ def lacking(setting: Setting, method: str, w_bits: int) -> list[tuple[str, float
 
 
 def lacks(facts: pd.DataFrame, method: str, w_bits: int, a_bits: float, memory: str = "") -> bool:
-    """Whether a row of NAME-facts.csv is there and lacks a cost. memory: "peak" or "process", the kind that is
-    wanted; by default either will do."""
+    """Whether a row of NAME-facts.csv is there and lacks a cost. memory: the kind that is wanted, "peak" or
+    "process"; by default either will do."""
     if facts.empty:
         return False
     row = facts[(facts.method == method) & (facts.w_bits == w_bits) & (facts.a_bits == a_bits)]

@@ -104,7 +104,7 @@ def counted_calls(transformer: nn.Module) -> Iterator[Calls]:
 
 @contextmanager
 def peak_memory(device: str, task: str) -> Iterator[dict]:
-    """Afterwards, on CUDA, {f"{task}_peak_bytes": most that tensors took at once, all models included}. Models
+    """Afterwards, on CUDA, {f"{task}_peak_bytes": most that tensors took at once, all models included}. Those
     that nothing needs any more are not: a quantized transformer refers to itself, and so stays until it is
     collected, which is done first.
 

@@ -25,6 +25,7 @@ FIRST = (  # methods whose costs the page shows first: those that search, weigh 
     "adatsq+ladder",
     "adatsq+lagrangian",
 )
+OTHERS = tuple(method for method in ORDER[1:] if method not in FIRST)
 COSTS = {
     "record_s": "record, s",
     "fisher_s": "Fisher, s",

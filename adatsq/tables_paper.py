@@ -143,6 +143,7 @@ def others(scores: Scores) -> pd.DataFrame:
         name: {
             "bits per weight, as stored": scores.value(name, "effective_w_bits"),
             "with 16-bit scales": scores.value(name, "effective_w_bits_16_bit_scales"),
+            "quantized": f"{scores.value(name, 'quantized_share'):.0%}",
             "activation bits": scores.value(name, "average_bits"),
             "pictures": f"{rows.n[rows.name == name].iloc[0]:.0f}",
             "total": scores.value(name),
@@ -161,9 +162,17 @@ def front(table: pd.DataFrame, x: str, y: str) -> list[str]:
 
 
 def dimensions(scores: Scores | None, paper: pd.DataFrame, baselines=("fp", "svdquant")) -> pd.DataFrame:
-    """AdaTSQ W4A4 minus others in each dimension of a clip: the paper's differences, and ours beside them."""
+    """Each dimension of a clip at W4A4, the paper's numbers with ours beside them: AdaTSQ and the others,
+    and what AdaTSQ has more than these, with intervals. Empty is what is not judged here."""
     theirs = paper[paper.w_bits.isin([4, 16])].pivot_table(index="metric", columns="method", values="value")
     theirs, table = theirs.reindex(dict.fromkeys(paper.metric)), {}
+    for method in (*baselines, "adatsq"):
+        table[f"paper: {method}"] = theirs[method].map("{:.4f}".format)
+    for method in (*baselines, "adatsq") if scores else ():
+        name = "fp" if method == "fp" else f"{method} W4A4"
+        values = pd.Series({m: scores.value(name, m) for m in theirs.index})
+        if values.notna().any():
+            table[f"ours: {method}"] = values.map("{:.3f}".format, na_action="ignore").fillna("")
     for baseline in baselines:
         table[f"paper: AdaTSQ minus {baseline}"] = (theirs.adatsq - theirs[baseline]).map("{:+.4f}".format)
         ours = {m: difference(scores, "adatsq W4A4", baseline, m) if scores else None for m in theirs.index}

@@ -100,7 +100,7 @@ VARIANTS = {  # of ours, by the method's name in the table
     "adatsq separate norm": "query and key in Flux's blocks are normed and rotated by kernels of "
     "their own, where the default has one for both",
     "adatsq separate products": "the linears of Flux's blocks that read the same tokens are products "
-    "of their own, where the default has one for all",
+    "of their own, where the default has one for all that share an input",
 }
 
 

@@ -126,6 +126,14 @@ def test_the_walk_of_the_kernel_is_the_rotation(inputs):
     assert np.abs(as_the_kernel_does(x) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+def test_a_sum_as_two_bfloat16_is_off_by_little():
+    """What `transform_256` says of the values of its second product."""
+    z = 1 + torch.rand(100_000, generator=torch.Generator().manual_seed(0))
+    high = z.bfloat16().float()
+    off = ((z.double() - high.double()) - (z - high).bfloat16().double()).abs() / z.double()
+    assert 2**-19 < off.max() <= 2**-17
+
+
 @pytest.mark.gpu
 @GPU
 @pytest.mark.parametrize("inputs", WIDTHS)

@@ -13,6 +13,7 @@ bf16 = torch.bfloat16
 CASES = {
     "rotation, Flux to_q": (rotation_kernel, (3072, True, NONE, 3072)),
     "rotation, Flux single out": (rotation_kernel, (15360, True, CAT_GELU, 3072)),
+    "rotation, Flux ff out": (rotation_kernel, (12288, True, GELU, 12288)),
     "rotation, Z-Image ff out": (rotation_kernel, (10240, True, SWIGLU, 10240)),
     "rotation, Wan ff out, int8": (rotation_kernel, (8960, False, GELU, 8960)),
     "few rows, Flux": (few_rows_table, (3072, 48, 4, bf16, bf16)),

@@ -155,10 +155,14 @@ def norms_and_rotations(shapes: Sequence[Shape], device: torch.device) -> Iterat
         both = torch.randn(1, shape.tokens, 2 * shape.outputs, device=device).to(dtype)
         pair = [part.unflatten(-1, (-1, size)) for part in both.chunk(2, dim=-1)]
         weight = weight.to(dtype)
-        parts = [x.tensor_split([shape.tokens // 9], dim=1) for x in pair]  # as text and picture come
-        found = norm_rope(*parts, [weight] * 2, [weight] * 2, cos, sin, 1e-6)
+        texts = shape.tokens // 9
+        parts = [x.tensor_split([texts], dim=1) for x in pair]  # each with weights of its own
+        found = norm_rope(*parts, [weight.flip(0), weight], [weight.flip(0), weight], cos, sin, 1e-6)
+        of_token = weight.expand(shape.tokens, 1, -1).clone()
+        of_token[:texts] = weight.flip(0)
         for name, x, y in zip(("query", "key"), pair, found):
-            exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
+            root = (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
+            exact = x.double() / root * of_token.double()
             exact = torch.view_as_complex(exact.unflatten(-1, (-1, 2)))
             turned = exact * torch.complex(cos.double(), sin.double())[None, :, None, ::2]
             off = (torch.view_as_real(turned).flatten(-2) - y.double()).abs()

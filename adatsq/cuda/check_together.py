@@ -78,16 +78,31 @@ def products_together(shapes: Sequence[Shape], device: torch.device) -> Iterator
             found = torch.cat(together.linears(layers, x), dim=-1)
             name = f"W{w_bits}A{'/'.join(map(str, bits))} {sum(outputs)} x {shape.inputs} {str(dtype)[6:]}"
             yield differing(f"layers together {name}", found, expected)
+    yield from blocks_together(device)
+
+
+def blocks_together(device: torch.device) -> Iterator[Check]:
+    """Flux's blocks, what is done together against what is done one by one: products to the bit, norms and
+    rotations as bfloat16 rounds."""
     width = 32 if device.type == "cpu" else 3072
-    block = transformer_flux.FluxSingleTransformerBlock(width, width // 16, 16)
-    block.to(device, torch.bfloat16).requires_grad_(False)
-    for part, linear in list(block.named_modules()):
-        if type(linear) is nn.Linear and "norm" not in part:
-            scheme = Scheme(4, 4, rotation=True, a_clip=True)
-            block.set_submodule(part, PackedLinear(quantized(linear, scheme)))
     given = [torch.randn(1, n, width, device=device).bfloat16() for n in (100, 7)]
     given.append(torch.randn(1, width, device=device).bfloat16())
-    fusing.fuse(block)
-    expected = torch.cat(block(*given), dim=1)
-    fusing.multiply_together(block)
-    yield differing("single block, its linears together", torch.cat(block(*given), dim=1), expected)
+    angles = torch.rand(107, 8, device=device).repeat_interleave(2, dim=1)
+    given.append((angles.cos(), angles.sin()))
+    for kind in (transformer_flux.FluxSingleTransformerBlock, transformer_flux.FluxTransformerBlock):
+        block = kind(width, width // 16, 16).to(device, torch.bfloat16).requires_grad_(False)
+        for part, linear in list(block.named_modules()):
+            if type(linear) is nn.Linear and "norm" not in part:
+                scheme = Scheme(4, 4, rotation=True, a_clip=True)
+                block.set_submodule(part, PackedLinear(quantized(linear, scheme)))
+        for norm in (m for m in block.attn.modules() if type(m) is nn.RMSNorm):
+            norm.weight.uniform_(0.5, 1.5)
+        fusing.fuse(block)
+        expected = torch.cat(block(*given), dim=1)
+        fusing.multiply_together(block)
+        found = torch.cat(block(*given), dim=1)
+        yield differing(f"{kind.__name__}, its linears together", found, expected)
+        fusing.norm_and_rotate_together(block)
+        found = torch.cat(block(*given), dim=1)
+        off = float((found - expected).norm() / expected.norm())
+        yield Check(f"{kind.__name__}, norms and rotations too", off < 1e-2, f"relative {off:.1e}")

@@ -90,13 +90,17 @@ def _wrong_in_cuda(device: torch.device) -> str | None:
     from adatsq.cuda.rotation_kernel import rotate_rows
 
     with torch.cuda.device_of(torch.empty(0, device=device)):
+        for inputs in (3072, 12288):  # within a warp, and with an exchange through shared memory
+            # Sums that need both of the parts that they are cut into, and bits enough to see the second.
+            x = torch.randn(2, inputs, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16)
+            zeros = rotation.signs(rotation.block_size(inputs)).bfloat16() * 0  # and minus zeros
+            zeros = zeros.to(device)
+            found, _ = rotate_rows(x, 8, 1.0, zeros, torch.int8, None)
+            z = rotation.rotate(x.float())
+            off = (integer.quantize(z, integer.absmax_scale(z, 8), 8) - found).abs()
+            if off.max() > 1 or off.sum() > 60:
+                return "the rotation"
         x = torch.arange(2 * 3072, device=device).remainder(17).sub(8).to(torch.bfloat16).view(2, 3072)
-        zeros = (rotation.signs(1024) * 0).to(device, torch.bfloat16)  # and minus zeros
-        found, _ = rotate_rows(x, 4, 1.0, zeros, torch.int8, None)
-        z = rotation.rotate(x.float())
-        off = (integer.quantize(z, integer.absmax_scale(z, 4), 4) - found).abs()
-        if off.max() > 1 or off.sum() > 60:
-            return "the rotation"
         codes = torch.arange(5 * 3072, device=device).remainder(15).sub(7).to(torch.int8).view(5, 3072)
         y = multiply_few(x, packing.pack(codes, 4), torch.ones(5, 48, device=device), None)
         # sums of integers, rounded to bfloat16

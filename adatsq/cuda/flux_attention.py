@@ -1,8 +1,8 @@
 """Attention of Flux's blocks: what diffusers' processor computes, with less between the linears.
 
 Two parts, each of which may be on. one_pass: query and key are normed and rotated by `norm_rope`. together:
-query, key and value come from one product (`together`), one each for text and picture in a double block; a
-single block may give them, which has them from one product with its other linear.
+query, key and value come from one product (`together`); in a double block there is one for the text and one
+for the picture, and a single block computes them with its feed-forward's first linear and hands them over.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from adatsq.cuda.together import is_plain, linears
 
 
 class FluxProcessor(FluxAttnProcessor):
-    """Flux's attention, with the parts that are on; where neither is for it, what it always was."""
+    """Flux's attention with the parts that are on; diffusers' own where neither applies."""
 
     one_pass, together = False, False
 

@@ -6,6 +6,7 @@ block text and picture have norms of their own, and are put one behind the other
 `by_definition`, is plain torch, as the modules of diffusers have it, and rounds where they do.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -76,6 +77,9 @@ def _norm_rope(*given) -> tuple[Tensor, Tensor]:
 
 @torch.library.register_fake(OPERATOR)
 def _(queries: list[Tensor], keys: list[Tensor], *others) -> tuple[Tensor, Tensor]:
-    first = queries[0]
-    shape = first.shape[0], sum(x.shape[1] for x in queries), *first.shape[2:]
-    return first.new_empty(shape), keys[0].new_empty(shape)
+    def joined(parts: list[Tensor]) -> Tensor:
+        dtype = functools.reduce(torch.promote_types, (x.dtype for x in parts))
+        batch, _, *rest = parts[0].shape
+        return parts[0].new_empty((batch, sum(x.shape[1] for x in parts), *rest), dtype=dtype)
+
+    return joined(queries), joined(keys)

@@ -1,4 +1,5 @@
-"""Query and key by their norms, then rotated by position, in Triton: one pass, both in one launch.
+"""Query and key by their norms, then rotated by position, in Triton: one pass, both in one launch for each
+part.
 
 Such a pass takes no less time than its bytes. A program has a token of one of the two tensors: all heads of
 it, so that it reads the cosines and sines, which the heads share, once; the program beside it has the same
@@ -102,6 +103,7 @@ def norm_and_rotate(
     """`norm_rope.norm_rope` of what `fits`; queries and keys with any strides. A launch for each part."""
     batch, _, heads, size = queries[0].shape
     first, tokens = 0, sum(x.shape[1] for x in queries)
+    cos, sin = cos.contiguous(), sin.contiguous()
     new_query, new_key = (queries[0].new_empty(batch, tokens, heads, size) for _ in range(2))
     for query, key, query_weight, key_weight in zip(queries, keys, query_weights, key_weights):
         # Neighbours are read together; other strides are free.
@@ -111,8 +113,8 @@ def norm_and_rotate(
             key,
             query_weight.contiguous(),
             key_weight.contiguous(),
-            cos.contiguous(),
-            sin.contiguous(),
+            cos,
+            sin,
             new_query,
             new_key,
             eps,

@@ -6,8 +6,8 @@
 //   bits 0 to 7     by tensor cores, in two products with a Hadamard matrix of 16 x 16 (`transform_256`)
 //   bits above      sums and differences of the FAR parts of 256 values. Up to MOST_OWN of them, a warp has
 //                   whole blocks, and a thread all that it needs; else they change places in shared memory
-// Set at compile time: INPUTS; BLOCK = n; THREADS; E4M3 or not; PROLOGUE, its number in `prologue.KINDS`;
-// FIRST, columns of x, of which the rest of a row is in `second` if PROLOGUE is CAT_GELU.
+// Set at compile time: INPUTS; BLOCK = n; THREADS; MOST_OWN; E4M3 or not; PROLOGUE, its number in
+// `prologue.KINDS`; FIRST, columns of x, of which the rest of a row is in `second` if PROLOGUE is CAT_GELU.
 // Rows of x lie x_apart times 8 values apart, those of `second` second_apart times 8.
 #define GELU 1
 #define CAT_GELU 2
@@ -15,8 +15,7 @@
 #define EACH (INPUTS / THREADS)  // values of a thread, in chunks of 8 neighbours
 #define CHUNKS (EACH / 8)
 #define FAR (BLOCK / 256)
-#define MOST_OWN 4
-#define GROUPS (EACH / (2 * FAR))  // pairs of neighbours that a thread has in all parts, after the exchange
+#define GROUPS (EACH / (2 * FAR))  // pairs of neighbours that a thread has of all parts, after the exchange
 
 typedef unsigned int u32;
 
@@ -113,7 +112,7 @@ __device__ __forceinline__ void add_product(float* sums, u32 signs, u32 first, u
 
 // A warp's 256 values, transformed. Of a lane: those with the indices 8 lane, 8 lane + 1, ..., before and after.
 // The first product is over bits 0, 3, 4, 1 of the index (as bits of k), which are exact in bfloat16; the
-// second over bits 5, 6, 7, 2, of sums: each the sum of two bfloat16, with an error of 2^-18 of it at most.
+// second over bits 5, 6, 7, 2, of sums: each as the sum of two bfloat16, off by 2^-17 of it at most.
 __device__ __forceinline__ void transform_256(uint4 word, u32 signs, float* v) {
     float sums[2][4] = {};  // [bit 2][bit 1, bit 5]
     add_product(sums[0], signs, word.x, word.y);

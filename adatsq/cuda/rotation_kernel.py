@@ -1,8 +1,9 @@
 """Rotation and rounding of bfloat16 rows in CUDA C++ (`rotation_kernel.cu`).
 
-Triton multiplies by the two Hadamard matrices that a block is made of (`activations_kernel`), 200 to 500
-operations for each value. Here 256 values are two products with 16 x 16, which leave them in the registers of
-the threads that loaded them; what is above are sums and differences.
+Triton multiplies by the two Hadamard matrices that a block is made of (`activations_kernel`), 130 to 510
+operations for each value. Here 256 values are two products with 16 x 16, the second of them in two parts: 96
+operations, which leave a value in the registers of the thread that loaded it. What is above are sums and
+differences.
 """
 
 from functools import cache
@@ -19,8 +20,9 @@ from adatsq.rotation import block_size
 
 SOURCE = Path(__file__).with_suffix(".cu")
 MOST_EACH = 40  # values of a row that a thread holds in registers
-LOW, MOST_BLOCK = 256, 4096  # values of a block: these are transformed by a warp alone, and no more at all
-MOST_OWN = 4  # parts of LOW values of a block that a warp holds at once: the largest without an exchange
+LOW = 256  # values that a warp transforms by tensor cores
+MOST_BLOCK = 4096  # values of the largest block
+MOST_OWN = 4  # parts of LOW values of a block, up to which a warp has all of them; else they are exchanged
 VECTOR = 8  # values that a thread loads at once
 
 
@@ -85,7 +87,7 @@ def in_vectors(x: Tensor) -> Tensor:
 def options(inputs: int, e4m3: bool, prologue: str, first: int) -> dict[str, int]:
     """What `rotation_kernel.cu` wants to be set; first: columns of x."""
     block = block_size(inputs)
-    sizes = {"INPUTS": inputs, "BLOCK": block, "THREADS": threads_of(inputs)}
+    sizes = {"INPUTS": inputs, "BLOCK": block, "THREADS": threads_of(inputs), "MOST_OWN": MOST_OWN}
     return {**sizes, "FIRST": first, "E4M3": int(e4m3), "PROLOGUE": KINDS.index(prologue)}
 
 
