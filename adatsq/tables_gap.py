@@ -258,7 +258,7 @@ def total_cell(row: tuple) -> str:
     points = signed(pd.Series({"value": row.points, "ci_low": row.low, "ci_high": row.high}))
     if np.isnan(row.gap):
         return points
-    share = f"closes {percent(row.value, '')} ({percent(row.ci_low)} to {percent(row.ci_high)})"
+    share = f"closes {percent(row.value, '')}<br>({percent(row.ci_low)} to {percent(row.ci_high)})"
     return f"{points}<br><small>{share}</small>"
 
 

@@ -168,7 +168,7 @@ def test_the_judged_gap(judged):
         (f"from {BEAM}", PRICES),
     ]
     assert table.m.tolist()[2:] == [
-        "<b>-0.450</b><br><small>-0.700 to -0.200</small><br><small>closes -112% (-175% to -50%)</small>",
+        "<b>-0.450</b><br><small>-0.700 to -0.200</small><br><small>closes -112%<br>(-175% to -50%)</small>",
         "<b>+0.050</b><br><small>+0.010 to +0.090</small>",
     ]
 
