@@ -3,11 +3,11 @@
     python -m adatsq.search_compare --model data/models/z-image-mini --out data/results
 
 At each budget: the beam ("paper"), the Lagrangian search, also with more widths to choose from, and the beam
-over its prices, the first once more so wide that it makes as many transformer calls as the second ("equal
-calls"), and `controls`: the bits of these policies at random places or without time, 8 bits for the first or
-the last steps, bits that are static over time, or the same for all layers. What each spends is in
-average_bits; the beam often spends less. Activations at 8 bits show what is left to the weights, which are
-made by Hadamard rotation and GPTQ.
+over its prices, the first once more, made wider until it makes as many transformer calls as the second or has
+no more paths to follow ("equal calls", `at_equal_calls`), and `controls`: the bits of these policies at
+random places or without time, 8 bits for the first or the last steps, bits that are static over time, or the
+same for all layers. What each spends is in average_bits; the beam often spends less. Activations at 8 bits
+show what is left to the weights, which are made by Hadamard rotation and GPTQ.
 All draw the same held-out pictures, and are compared picture by picture.
 NAME-search-compare.csv has a row per policy, and NAME-search-compare-pictures.csv one per policy and picture.
 Both are written as soon as a policy has been drawn; policies that are there are skipped. Rows of fewer

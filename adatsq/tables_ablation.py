@@ -12,11 +12,12 @@ from adatsq.evaluate import intervals
 from adatsq.measurements import same_pictures
 from adatsq.policy import Policy
 from adatsq.results import ORDER, SEED
-from adatsq.search_compare import RANDOM, policy_names
+from adatsq.search_compare import EQUAL, RANDOM, WIDEST, policy_names
 
 ABLATION = "`python -m adatsq.ablation --model data/models/{}`"
 COMPARE = "`python -m adatsq.search_compare --model data/models/{}`"
 PAPER_SHARES = {3: 0.8, 4: 0.1, 8: 0.1}  # of bits in the paper's policies, as it reports them
+PAPER_AVERAGE = sum(bits * share for bits, share in PAPER_SHARES.items())
 LIKE = 0.05  # of all entries: shares of bits that differ by no more are called alike
 CONTROLS = {  # in NAME-search-compare.csv, from none to one kind of freedom
     "uniform 3": "3 bits everywhere",
@@ -156,10 +157,62 @@ def absent(ablation: Ablation, budget: float) -> str:
     return f"{line}; not measured: {', '.join(named)}" if named else line
 
 
+def equal_calls(ablation: Ablation, budget: float) -> str:
+    """How many transformer calls each search makes, as a multiple of `lagrangian`'s, and how wide the beams
+    of EQUAL came to be for as many. No full stop.
+
+    A beam stops below WIDEST with fewer calls only if a wider one makes no more (`at_equal_calls`).
+    """
+    rows, line = ablation.compared, f"{ablation.name}, {budget:g} bits"
+    known = rows[rows.budget == budget].set_index("search").reindex(columns=["calls", "beam"])
+    known = known.dropna(subset="calls")
+    if "lagrangian" not in known.index:
+        return f"{line}: the calls of `lagrangian` are not stored"
+    base = known.calls["lagrangian"]
+    times = known.calls / base
+    said = [f"`{name}` {ratio:.2f}" for name, ratio in times.items() if name not in ("lagrangian", *EQUAL)]
+    line += f": {base:.0f} calls by `lagrangian`; as multiples of these {', '.join(said)}"
+    for name in (name for name in EQUAL if name in times):
+        beam = known.beam[name]
+        line += f"; `{name}` {times[name]:.2f} with a beam of {beam:.0f}"
+        if times[name] < 1:
+            wider = f", since one of {2 * beam:.0f} has no more paths to follow"
+            line += wider if beam < WIDEST else ", the widest that is tried"
+    return line
+
+
+def fronts(ablation: Ablation, budgets: list[float]) -> str:
+    """The hypervolume of the front of each of SEARCHES, the largest first, and whether PSNR has that order.
+    No full stop."""
+    said = []
+    for budget in budgets:
+        rows = ablation.policies(budget).reindex(index=SEARCHES, columns=["hypervolume", "psnr"]).dropna()
+        area, psnr = (rows[metric].sort_values(ascending=False) for metric in rows)
+        if len(rows) > 1:
+            line = f"at {budget:g} bits {', '.join(f'`{name}` {share:.3f}' for name, share in area.items())}"
+            order = "the same" if list(area.index) == list(psnr.index) else "another"
+            other = ", ".join(f"`{name}` {value:.2f} dB" for name, value in psnr.items())
+            said.append(f"{line} (PSNR has {order} order: {other})")
+    return f"{ablation.name}, {'; '.join(said) or 'not measured'}"
+
+
+def unspent(ablation: Ablation, budget: float) -> list[str]:
+    """A line for the searches that spend nothing of a budget, if there are any: their policy is 3 bits
+    everywhere, and so are their pictures. No full stop."""
+    rows = ablation.compared[ablation.compared.budget == budget].set_index("search")
+    if "calls" not in rows or "uniform 3" not in rows.index:
+        return []
+    same = rows.calls.notna() & (rows.average_bits == 3) & (rows.psnr == rows.psnr["uniform 3"])
+    names = " and ".join(f"`{name}`" for name in rows.index[same])
+    line = f"{ablation.name}, {budget:g} bits: the policy of {names} is 3 bits everywhere, with the same PSNR"
+    return [line] * bool(names)
+
+
 def verdict(rows: pd.DataFrame, most: int = 4) -> str:
     """Which rows (row, value, ci_low, ci_high) are above zero, which below, and how many are neither.
 
-    Of more than `most` on a side, how many they are and the farthest of them. No full stop.
+    Of more than `most` on a side, how many they are and the farthest of them. Rows are differences of PSNR:
+    if one is zero together with its interval, the pictures are the same. No full stop.
     """
     said = []
     for word, mask in (("Above zero", rows.ci_low > 0), ("Below zero", rows.ci_high < 0)):
@@ -169,6 +222,9 @@ def verdict(rows: pd.DataFrame, most: int = 4) -> str:
             said.append(f"{word}: {len(part)}, the farthest {far.row} ({far.value:+.2f})")
         elif len(part):
             said.append(f"{word}: {'; '.join(f'{r.row} ({r.value:+.2f})' for r in part.itertuples())}")
+    same = rows[(rows[["value", "ci_low", "ci_high"]].abs() < 1e-9).all(axis=1)]
+    if len(same):
+        said.append(f"Zero, since no picture differs: {'; '.join(same.row)}")
     rest = len(rows) - sum((rows.ci_low > 0) | (rows.ci_high < 0))
     return ". ".join([f"of {len(rows)} differences, {rest} cannot be told from zero", *said])
 
@@ -181,19 +237,29 @@ def picked(ablation: Ablation) -> pd.DataFrame:
     return table
 
 
-def policies(results: str | Path, name: str) -> pd.DataFrame:
-    """The same of the policies of the benchmark's searched rows, NAME-policy-*.json, by method, widths and
-    budget: "adatsq W3, 3.1 bits". A policy with other widths than these is left out."""
+def policy_bits(results: str | Path, name: str) -> dict[str, np.ndarray]:
+    """Bits of the policies of the benchmark's searched rows, NAME-policy-*.json, in the order of methods: by
+    method, widths and budget, "adatsq W3, 3.1 bits"."""
     start, found = f"{Path(name).name}-policy-", {}
     for file in sorted(Path(results).glob(f"{start}*.json")):
         method, w_bits, budget = re.fullmatch(r"(.*)-w(\d)a([\d.]+)", file.stem[len(start) :]).groups()
-        bits = Policy.load(file).bits
-        if not np.isin(bits, list(PAPER_SHARES)).all():
-            continue
-        shares = {b: float((bits == b).mean()) for b in PAPER_SHARES}
-        found[ORDER.index(method), w_bits, f"{method} W{w_bits}, {budget} bits"] = shares
-    table = pd.DataFrame.from_dict({key[-1]: found[key] for key in sorted(found)}, orient="index")
-    return table.reindex(columns=PAPER_SHARES)
+        found[ORDER.index(method), w_bits, f"{method} W{w_bits}, {budget} bits"] = Policy.load(file).bits
+    return {key[-1]: found[key] for key in sorted(found)}
+
+
+def policies(bits: dict[str, np.ndarray]) -> tuple[pd.DataFrame, list[str]]:
+    """(as `picked` of `policy_bits`, names of those that are left out since they have other widths too)."""
+    known = {name: each for name, each in bits.items() if np.isin(each, list(PAPER_SHARES)).all()}
+    shares = {name: {b: float((each == b).mean()) for b in PAPER_SHARES} for name, each in known.items()}
+    table = pd.DataFrame.from_dict(shares, orient="index").reindex(columns=PAPER_SHARES)
+    return table, [name for name in bits if name not in known]
+
+
+def of_like_budget(shares: pd.DataFrame) -> tuple[float, pd.DataFrame]:
+    """(budget, rows): the one of all budgets that is nearest to PAPER_AVERAGE, and its policies."""
+    budgets = {name: float(name.split(", ")[-1].split()[0]) for name in shares.index}
+    nearest = min(budgets.values(), key=lambda budget: abs(budget - PAPER_AVERAGE))
+    return nearest, shares[[budgets[name] == nearest for name in shares.index]]
 
 
 def alike(shares: pd.DataFrame) -> str:
@@ -201,16 +267,26 @@ def alike(shares: pd.DataFrame) -> str:
 
     A policy whose average is far from theirs cannot: only those of the budget nearest to it are looked at.
     """
-    average = sum(bits * share for bits, share in PAPER_SHARES.items())
-    budgets = {name: float(name.split(", ")[-1].split()[0]) for name in shares.index}
-    nearest = min(budgets.values(), key=lambda budget: abs(budget - average))
-    rows = shares[[budgets[name] == nearest for name in shares.index]]
+    nearest, rows = of_like_budget(shares)
     same = rows[((rows - pd.Series(PAPER_SHARES)).abs() <= LIKE + 1e-9).all(axis=1)]
     said = ", ".join(f"`{name}`" for name in same.index) or "none"
     return (
-        f"the paper's shares average {average:.1f} bits; of the {len(rows)} policies picked for {nearest:g}, "
-        f"with each share within {100 * LIKE:.0f} points of the paper's: {len(same)}, {said}"
+        f"the paper's shares average {PAPER_AVERAGE:.1f} bits; of the {len(rows)} policies picked for "
+        f"{nearest:g}, {len(same)} have each share within {100 * LIKE:.0f} points of the paper's: {said}"
     )
+
+
+def lagrangian_shares(shares: pd.DataFrame) -> str:
+    """The shares of 3, 4 and 8 bits that the Lagrangian search picks at that budget. No full stop."""
+    nearest, rows = of_like_budget(shares)
+    found = [
+        f"{' / '.join(f'{share:.0%}' for share in row)} (`{name}`)"
+        for name, row in rows.iterrows()
+        if "lagrangian" in name
+    ]
+    if not found:
+        return f"no policy of the Lagrangian search is stored at {nearest:g} bits"
+    return f"the Lagrangian search picks shares of 3 / 4 / 8 bits of {', '.join(found)}"
 
 
 def distances(shares: pd.DataFrame) -> Iterator[tuple[str, float]]:

@@ -1,6 +1,6 @@
 """How much of the distance to full precision a better search closes: is it the half that was aimed at?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,8 @@ from adatsq.evaluate import RESAMPLES
 from adatsq.measurements import same_pictures
 from adatsq.results import SEED
 from adatsq.rows import SEARCHED
-from adatsq.tables import Scores
+from adatsq.tables import Scores, plus
+from adatsq.tables_paper import difference, signed
 
 AIM = 0.5  # share of the remaining gap to full precision
 BETTER = (  # of `search_compare`
@@ -53,6 +54,17 @@ def share_closed(before: np.ndarray, after: np.ndarray) -> tuple[float, float, f
         return None
     low, high = np.percentile(1 - after[drawn].mean(1) / gaps, (2.5, 97.5))
     return float(1 - after.mean() / before.mean()), float(low), float(high)
+
+
+def percent(share: float, sign: str = "+") -> str:
+    """A share, with its sign or, by sign="", with a minus alone; what rounds to zero has none."""
+    text = f"{share:{sign}.0%}"
+    return text if float(text[:-1]) else "0%"
+
+
+def share_cell(row: tuple) -> str:
+    """A share above its interval, as HTML."""
+    return f"{percent(row.value)}<br><small>{percent(row.ci_low)} to {percent(row.ci_high)}</small>"
 
 
 def squared_error(psnr: pd.Series) -> pd.Series:
@@ -101,8 +113,8 @@ def floor_sentence(name: str, pictures: pd.DataFrame, budget: float = 3.1, aim: 
     if found is None:
         return f"{name}: 8 bits everywhere are not measured"
     share, low, high = found
-    line = f"{name}: 8 bits everywhere close {share:.0%} of the gap of 3 bits ({low:+.0%} to {high:+.0%}), "
-    line += f"the other {1 - share:.0%} are the weights'"
+    line = f"{name}: 8 bits everywhere close {percent(share, '')} of the gap of 3 bits ({percent(low)} to "
+    line += f"{percent(high)}), the other {percent(1 - share, '')} are the weights'"
     if high < aim:
         return f"{line}: no policy of activation bits can be expected to meet the aim"
     if low < aim:
@@ -132,14 +144,13 @@ def of_all_prompts(images: pd.DataFrame, w_bits: int = 3, budget: float = 3.1) -
     return pd.DataFrame(found)
 
 
-def all_prompts(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Of `of_all_prompts` by model: a row per start and search, a column per model with the share of the gap
-    that is closed and its interval, as HTML. Empty if nothing is stored."""
+def by_model(found: dict[str, pd.DataFrame], cell: Callable[[tuple], str] = share_cell) -> pd.DataFrame:
+    """Of `of_all_prompts` or `totals` by model: a row per start and search, a column per model with what
+    `cell` makes of a row, by default the share of the gap that is closed. Empty if nothing is stored."""
     columns = {}
     for name, rows in found.items():
         for row in rows.itertuples():
-            share = f"{row.value:+.0%}<br><small>{row.ci_low:+.0%} to {row.ci_high:+.0%}</small>"
-            columns.setdefault(name, {})[f"from {row[1]}", row.search] = share
+            columns.setdefault(name, {})[f"from {row[1]}", row.search] = cell(row)
     table = pd.DataFrame(columns)
     order = [(f"from {start}", search) for start, search in PAIRS]
     return table.reindex([pair for pair in order if pair in table.index]).fillna("")
@@ -149,19 +160,31 @@ def all_sentence(name: str, rows: pd.DataFrame, budget: float = 3.1) -> str:
     """Of `of_all_prompts` of a model: by which searches the aim is met. No full stop."""
     if rows.empty:
         return f"{name}: not measured at {budget:g} bits"
-    said: dict[str, list[str]] = {}
-    for row in rows.itertuples():
-        said.setdefault(verdict(row.ci_low, row.ci_high), []).append(f"`{row.search}` from `{row[1]}`")
-    words = "; ".join(
-        f"{what} by {', '.join(pairs) if len(pairs) < len(rows) else f'any of the {len(pairs)}'}"
-        for what, pairs in said.items()
+    return f"{name}, {rows.n.iloc[0]} prompts: {against_aim(rows)}"
+
+
+def against_aim(rows: pd.DataFrame) -> str:
+    """In words: which shares of rows (from, search, value, ci_low, ci_high) reach the aim and which do not,
+    of the most common case only how many; and the largest share of each start."""
+    reached = pd.Series([verdict(row.ci_low, row.ci_high) for row in rows.itertuples()], rows.index)
+    *few, (most, rest) = sorted(rows.groupby(reached, sort=False), key=lambda group: len(group[1]))
+    words = "".join(f"{what}: {pairs(part)}; " for what, part in few)
+    words += f"{most}: {'the other' if few else 'all'} {len(rest)}"
+    best = [part.iloc[part.value.to_numpy().argmax()] for _, part in rows.groupby("from", sort=False)]
+    farthest = [
+        f"from `{row['from']}` by `{row.search}`, {percent(row.value, '')} ({percent(row.ci_low)} to "
+        f"{percent(row.ci_high)})"
+        for row in best
+    ]
+    return f"{words}. Most is closed {'; '.join(farthest)}"
+
+
+def pairs(rows: pd.DataFrame, said: Callable[[tuple], str] = lambda row: "") -> str:
+    """The searches of each start in words, and what is said of each of them."""
+    return ", and ".join(
+        f"from `{start}` by {', '.join(f'`{row.search}`{said(row)}' for row in part.itertuples())}"
+        for start, part in rows.groupby("from", sort=False)
     )
-    line = f"{name}, {rows.n.iloc[0]} prompts: {words}. Most is closed"
-    for i, (start, group) in enumerate(rows.groupby("from", sort=False)):
-        best = group.iloc[group.value.to_numpy().argmax()]
-        line += f"{';' * (i > 0)} from `{start}` by `{best.search}`, {best.value:.0%}"
-        line += f" ({best.ci_low:+.0%} to {best.ci_high:+.0%})"
-    return line
 
 
 def verdict(low: float, high: float, aim: float = AIM) -> str:
@@ -191,8 +214,7 @@ def table(pictures: pd.DataFrame, compared: pd.DataFrame, budget: float = 3.1) -
             "PSNR, dB": f"{group.psnr.iloc[0]:.2f}",
         }
         for start, gap in zip(group["from"], group.itertuples()):
-            share = f"{gap.value:+.0%}<br><small>{gap.ci_low:+.0%} to {gap.ci_high:+.0%}</small>"
-            row[f"{start}, {gap.psnr_before:.2f} dB"] = share
+            row[f"{start}, {gap.psnr_before:.2f} dB"] = share_cell(gap)
         found[search] = row
     return pd.DataFrame.from_dict(found, orient="index").fillna("")
 
@@ -206,40 +228,71 @@ def sentences(name: str, pictures: pd.DataFrame, budget: float = 3.1) -> Iterato
     for start, group in rows.groupby("from", sort=False):
         said: dict[str, list[str]] = {}
         for row in group.itertuples():
-            said.setdefault(verdict(row.ci_low, row.ci_high), []).append(f"`{row.search}` ({row.value:+.0%})")
+            said.setdefault(verdict(row.ci_low, row.ci_high), []).append(
+                f"`{row.search}` ({percent(row.value)})"
+            )
         words = "; ".join(f"{what} by {', '.join(searches)}" for what, searches in said.items())
         yield f"{name}, of the gap of {start}: {words}"
 
 
-def judged(
-    scores: Scores, w_bits: int = 3, budget: float = 3.1, better: str = "adatsq+lagrangian"
-) -> Iterator[str]:
-    """The same of the judged total, from the benchmark's rows: points still missing to full precision.
-
-    A line per start that is stored. The difference of the two rows has a paired interval if they are paired.
+def totals(scores: Scores, w_bits: int = 3, budget: float = 3.1) -> pd.DataFrame:
+    """A row per pair of PAIRS that is judged: by how many points the search raises the total, and the paired
+    interval (points, low, high); the start's gap to full precision, and what share of it is closed (value,
+    ci_low, ci_high, the gap taken as known), NaN where that gap cannot be told from none.
     """
-    target, mine = scores.value("fp"), scores.value(f"{better} W{w_bits}A{budget:g}")
-    if np.isnan(mine):
-        yield f"`{better}` at {budget:g} bits is not scored yet"
+    found = []
+    for start, better in PAIRS:
+        bits = budget if start in SEARCHED else w_bits
+        row = difference(scores, f"{better} W{w_bits}A{budget:g}", start)
+        full = difference(scores, f"{start} W{w_bits}A{bits:g}", "fp")
+        if row is not None:
+            gap = -full.value if full is not None and full.ci_high < 0 else np.nan
+            points = dict(zip(("points", "low", "high"), row[["value", "ci_low", "ci_high"]]))
+            share = {name: row[name] / gap for name in ("value", "ci_low", "ci_high")}
+            found.append({"from": start, "search": better, **points, "gap": gap, **share})
+    return pd.DataFrame(found)
+
+
+def total_cell(row: tuple) -> str:
+    """Points above their interval, bold where that is apart from zero, and below the share that is closed."""
+    points = signed(pd.Series({"value": row.points, "ci_low": row.low, "ci_high": row.high}))
+    if np.isnan(row.gap):
+        return points
+    share = f"closes {percent(row.value, '')}<br>({percent(row.ci_low)} to {percent(row.ci_high)})"
+    return f"{points}<br><small>{share}</small>"
+
+
+def total_sentences(name: str, rows: pd.DataFrame, budget: float = 3.1) -> Iterator[str]:
+    """Of `totals` of a model: which searches raise the total and which lower it, and a line on the shares of
+    the gaps. No full stop."""
+    if rows.empty:
+        yield f"{name}: no search is judged at {budget:g} bits"
         return
-    for start in (f"hadamard+gptq W{w_bits}A{w_bits}", f"adatsq W{w_bits}A{budget:g}"):
-        gap = target - scores.value(start)
-        if np.isnan(gap):
-            continue
-        method, known = start.split()[0], scores.paired[scores.paired.name == start]
-        known = known[(known.baseline == "fp") & (known.metric == "total")]
-        if gap <= 0 or (known.ci_high >= 0).any():
-            yield f"the gap of {start} to full precision ({gap:+.3f}) cannot be told from none"
-            continue
-        paired = scores.paired[
-            (scores.paired.name == f"{better} W{w_bits}A{budget:g}")
-            & (scores.paired.baseline == method)
-            & (scores.paired.metric == "total")
-        ]
-        line = f"from {start}, {gap:.3f} below full precision, "
-        share = (mine - target + gap) / gap
-        line += f"`{better}` {'closes' if share >= 0 else 'widens it by'} {abs(share):.0%}"
-        for row in paired.head(1).itertuples():
-            low, high = row.ci_low / gap, row.ci_high / gap
-            line += f" ({low:+.0%} to {high:+.0%}, the gap taken as known): {verdict(low, high)}"
-        yield line
+    line, rest = f"{name}, {len(rows)} differences:", (rows.low <= 0) & (rows.high >= 0)
+    for word, told in (("raised", rows.low > 0), ("lowered", rows.high < 0)):
+        if told.any():
+            line += f" the total is {word} {pairs(rows[told], lambda row: f' ({plus(row.points)})')};"
+    yield f"{line} {rest.sum()} cannot be told from zero"
+    known = rows.dropna(subset="gap")
+    if known.empty:
+        yield f"{name}: no start's gap can be told from none, so there is no share of it"
+        return
+    starts = [f"{part.gap.iloc[0]:.3f} from `{start}`" for start, part in known.groupby("from", sort=False)]
+    yield f"{name}, the gap is {', '.join(starts)}; {against_aim(known)}"
+
+
+def disagreement(name: str, judged: pd.DataFrame, shares: pd.DataFrame) -> str:
+    """Where the total (`totals`) and the squared error (`of_all_prompts`) say different things of a search:
+    only pairs whose change of the total can be told from zero. No full stop."""
+    if judged.empty or shares.empty:
+        return f"{name}: not both are measured"
+    rows = judged[["from", "search", "low", "high"]].merge(shares, on=["from", "search"])
+    up, down, less, more = rows.low > 0, rows.high < 0, rows.ci_low > 0, rows.ci_high < 0
+    kinds = {
+        "the error falls, and so does the total": less & down,
+        "the error grows, and so does the total": more & up,
+        "the total rises, but whether the error falls cannot be told": up & ~less & ~more,
+        "the total falls, but whether the error grows cannot be told": down & ~less & ~more,
+    }
+    said = [f"{kind}: {pairs(rows[mask])}" for kind, mask in kinds.items() if mask.any()]
+    return f"{name}, {'; '.join(said) or 'nowhere'}"

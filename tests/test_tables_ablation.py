@@ -66,6 +66,8 @@ def test_differences_are_in_order_and_at_one_width(found):
     assert (
         many == "of 5 differences, 0 cannot be told from zero. Above zero: 5, the farthest tau 2, A3 (+9.00)"
     )
+    same = rows[:1].assign(value=0.0, ci_low=0.0, ci_high=0.0)
+    assert tables_ablation.verdict(same).endswith("zero. Zero, since no picture differs: tau 0.5, A3")
     assert found.settings("tau").psnr.tolist() == ["20.0 [19.0, 21.0]", "21.0 [20.0, 22.0]"]
     assert len(found.rows) == 7  # without the row of 4 bits
 
@@ -116,7 +118,9 @@ def test_shares_of_stored_policies_are_counted(tmp_path, tiny_pipe):
     Policy.of(trace, bits).save(tmp_path / "m-policy-adatsq+ladder-w3a3.6.json")
     Policy.of(trace, 4).save(tmp_path / "m-policy-adatsq-w4a4.json")
     Policy.of(trace, 8).save(tmp_path / "m2-policy-adatsq-w4a4.json")
-    table = tables_ablation.policies(tmp_path, "models/m")
+    Policy.of(trace, np.where(bits == 4, 5, bits)).save(tmp_path / "m-policy-adatsq-w3a3.6.json")
+    table, other = tables_ablation.policies(tables_ablation.policy_bits(tmp_path, "models/m"))
+    assert other == ["adatsq W3, 3.6 bits"]
     assert table.index.tolist() == ["adatsq W4, 4 bits", "adatsq+ladder W3, 3.6 bits"]
     assert table.loc["adatsq+ladder W3, 3.6 bits"].tolist() == [
         1 - 10 / bits.size,
@@ -125,7 +129,8 @@ def test_shares_of_stored_policies_are_counted(tmp_path, tiny_pipe):
     ]
     assert table.loc["adatsq W4, 4 bits"].tolist() == [0, 1, 0]
     assert "of the 1 policies picked for 3.6" in tables_ablation.alike(table)
-    assert tables_ablation.policies(tmp_path, "other").empty
+    none, other = tables_ablation.policies(tables_ablation.policy_bits(tmp_path, "other"))
+    assert none.empty and not other
 
 
 def test_only_policies_of_the_papers_average_can_be_like_it():
@@ -138,8 +143,59 @@ def test_only_policies_of_the_papers_average_can_be_like_it():
     table = pd.DataFrame.from_dict(shares, orient="index", columns=[3, 4, 8])
     said = tables_ablation.alike(table)
     assert said.startswith("the paper's shares average 3.6 bits; of the 2 policies picked for 3.6, ")
-    assert said.endswith("within 5 points of the paper's: 1, `near, 3.6 bits`")
-    assert tables_ablation.alike(table.drop("near, 3.6 bits")).endswith("the paper's: 0, none")
+    assert said.endswith(" 1 have each share within 5 points of the paper's: `near, 3.6 bits`")
+    assert tables_ablation.alike(table.drop("near, 3.6 bits")).endswith("the paper's: none")
+    said = tables_ablation.lagrangian_shares(table)
+    assert said.endswith("shares of 3 / 4 / 8 bits of 74% / 16% / 10% (`lagrangian, flops, 3.6 bits`)")
+    said = tables_ablation.lagrangian_shares(table[:2])
+    assert said == "no policy of the Lagrangian search is stored at 3.6 bits"
+
+
+def searched(**calls: float) -> tables_ablation.Ablation:
+    """Searches of one budget with these calls, at a beam of 4; hypervolume grows with them, PSNR falls."""
+    names = {"same": "paper, equal calls", "uniform": "uniform 3"}
+    rows = [
+        {"search": names.get(search, search), "calls": n, "hypervolume": n / 1000, "psnr": 40 - n / 100}
+        for search, n in calls.items()
+    ]
+    compared = pd.DataFrame(rows).assign(budget=3.1, average_bits=3.1, flop_weighted_bits=3.1, beam=4)
+    none = pd.DataFrame()
+    return tables_ablation.Ablation("m", 3, none, none, compared, none)
+
+
+def test_calls_are_said_as_multiples_and_why_a_beam_stays_narrow():
+    said = tables_ablation.equal_calls(searched(paper=50, lagrangian=200, same=50), 3.1)
+    assert said == (
+        "m, 3.1 bits: 200 calls by `lagrangian`; as multiples of these `paper` 0.25; `paper, equal calls` "
+        "0.25 with a beam of 4, since one of 8 has no more paths to follow"
+    )
+    said = tables_ablation.equal_calls(searched(paper=300, lagrangian=200, same=300), 3.1)
+    assert said.endswith("`paper, equal calls` 1.50 with a beam of 4")
+    widest = searched(paper=50, lagrangian=200, same=100)
+    widest.compared["beam"] = search_compare.WIDEST
+    assert tables_ablation.equal_calls(widest, 3.1).endswith("with a beam of 64, the widest that is tried")
+    assert tables_ablation.equal_calls(searched(paper=50), 3.1).endswith("`lagrangian` are not stored")
+
+
+def test_fronts_and_whether_psnr_has_their_order():
+    said = tables_ablation.fronts(searched(paper=50, lagrangian=200, same=300), [3.1])
+    assert said == (
+        "m, at 3.1 bits `lagrangian` 0.200, `paper` 0.050 (PSNR has another order: `paper` 39.50 dB, "
+        "`lagrangian` 38.00 dB)"
+    )
+    alike = searched(paper=50, lagrangian=200)
+    alike.compared["psnr"] = alike.compared.hypervolume
+    assert "(PSNR has the same order: `lagrangian`" in tables_ablation.fronts(alike, [3.1])
+    assert tables_ablation.fronts(searched(paper=50), [3.1]) == "m, not measured"
+
+
+def test_a_search_that_spends_nothing_is_named():
+    found = searched(paper=50, lagrangian=200, uniform=np.nan)
+    assert tables_ablation.unspent(found, 3.1) == []
+    found.compared.loc[[0, 2], ["average_bits", "psnr"]] = 3.0, 24.0
+    said = "m, 3.1 bits: the policy of `paper` is 3 bits everywhere, with the same PSNR"
+    assert tables_ablation.unspent(found, 3.1) == [said]
+    assert tables_ablation.unspent(searched(paper=50), 3.1) == []
 
 
 def test_policies_that_are_not_measured_are_named(found):
