@@ -30,7 +30,7 @@ from adatsq.cuda import devices
 from adatsq.files import checksum, sha256
 from adatsq.hf_quantizer import to_config  # and diffusers knows of saved transformers from here on
 from adatsq.linear import PARTS, QuantLinear
-from adatsq.models import QUANTIZED_FILE, SAMPLING_FILE, aligned, sampling, without_bars
+from adatsq.models import QUANTIZED_FILE, SAMPLING_FILE, sampling, without_bars
 from adatsq.packing import narrow, pack
 from adatsq.policy import Policy, apply
 from adatsq.stored_layers import FORMAT_VERSION, check_shape, check_version, description, finish, layer_of
@@ -138,7 +138,8 @@ def _replace(partial: Path, folder: Path) -> None:
 def load(
     folder: str | Path, device: str | torch.device | None = None, packed: bool = False
 ) -> DiffusionPipeline:
-    """The pipeline that `save` wrote, its policy applied: the same images to the bit on the same device.
+    """The pipeline that `save` wrote, its policy applied: the same numbers, and so the same images on the
+    same device. (On a CPU a product's last bit may depend on where in memory a tensor begins.)
 
     packed: weights stay packed, as `adatsq.accelerate` has them, and are at no time unpacked as a whole.
 
@@ -154,7 +155,7 @@ def load(
         # its own class: only that knows which of its parts are optional, as Wan's transformer is
         kind = getattr(diffusers, manifest["pipeline"], DiffusionPipeline)
         with without_bars():
-            pipe = aligned(kind.from_pretrained(str(folder), transformer=transformer, dtype=dtypes))
+            pipe = kind.from_pretrained(str(folder), transformer=transformer, dtype=dtypes)
         if manifest["policy"] is not None:
             apply(pipe, Policy.from_dict(manifest["policy"], f"the policy in {folder / QUANTIZED_FILE}"))
     except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, OSError) as error:

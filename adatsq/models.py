@@ -185,21 +185,7 @@ def load_pipeline(
         raise FileNotFoundError(f"no pipeline {str(model)!r} on this disk or on the hub: {error}") from error
     # of a hub name, the files were not here to be asked
     fits.check(lambda: fits.part_bytes(pipe), device, lambda: _advice(torch_dtype))
-    return aligned(pipe) if device is None else pipe.to(device)
-
-
-def aligned(pipe: DiffusionPipeline) -> DiffusionPipeline:
-    """The pipeline, its tensors in float32 on the CPU moved to where memory that torch allocates would begin.
-
-    A loaded tensor may lie in its file, mapped into memory, wherever the file's header ends; and a product on
-    the CPU takes another path, with other last bits, where it does not begin at a multiple of 64 bytes. Large
-    models come in 16 bit, for a GPU: they stay where they are.
-    """
-    for part in pipe.components.values():
-        for tensor in (*part.parameters(), *part.buffers()) if isinstance(part, nn.Module) else ():
-            if tensor.device.type == "cpu" and tensor.dtype is torch.float32 and tensor.data_ptr() % 64:
-                tensor.data = tensor.data.clone()
-    return pipe
+    return pipe if device is None else pipe.to(device)
 
 
 def _advice(dtype: torch.dtype) -> str:

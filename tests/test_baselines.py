@@ -209,7 +209,10 @@ def test_saved_loaded_and_counted(method, tiny_folder, tiny_images, trace, alpha
     expected, summary = tiny_images(pipe), storage.summary(pipe)
     report = io.save(pipe, tmp_path / "saved")
     again = io.load(tmp_path / "saved")
-    np.testing.assert_array_equal(tiny_images(again), expected)
+    numbers, loaded = pipe.transformer.state_dict(), again.transformer.state_dict()
+    assert list(numbers) == list(loaded) and all(torch.equal(loaded[key], numbers[key]) for key in numbers)
+    # The last bit of a product on a CPU depends on where in memory a tensor begins.
+    np.testing.assert_allclose(tiny_images(again).astype(int), expected.astype(int), rtol=0, atol=1)
     assert storage.summary(again).equals(summary)
     total = sum(p.numel() for p in load_pipeline(tiny_folder).transformer.parameters())
     assert summary.at["transformer", "parameters"] == total
