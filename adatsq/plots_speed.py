@@ -164,12 +164,17 @@ def _part(row) -> str:
     return f"{row.part} {''.join(bits)}".strip()
 
 
+LONGEST = 3  # bars of `steps`, in bars of bfloat16
+
+
 def steps(measured: pd.DataFrame, title: str) -> Axes:
     """Of cuda-steps.csv, one model: ms of each method in each mode; what failed is written instead.
 
-    A dotted line stands at compiled bfloat16, or eager where that is all there is.
+    A dotted line stands at compiled bfloat16, or eager where that is all there is. Bars of more than LONGEST
+    times bfloat16's longest are cut, and say so: they would leave no room for the differences of the others.
     """
     measured = measured.assign(row=[label(row) for row in measured.itertuples()])
+    most = LONGEST * measured["ms"][measured["method"] == "bf16"].max()  # NaN without bfloat16
     names = list(dict.fromkeys(measured["row"]))
     modes = [mode for mode in MODES if mode in set(measured["mode"])]
     _, ax = plt.subplots(figsize=(7.0, 1.2 + (0.12 + 0.14 * len(modes)) * len(names)))
@@ -178,16 +183,18 @@ def steps(measured: pd.DataFrame, title: str) -> Axes:
         table = measured[measured["mode"] == mode].drop_duplicates("row", keep="last").set_index("row")
         places = np.arange(len(names))[::-1] + ((len(modes) - 1) / 2 - i) * width
         values = table["ms"].reindex(names)
-        ax.barh(places, values, 0.92 * width, color=MODES[mode], label=mode)
-        for place, name, value in zip(places, names, values):
+        ends = values.mask(values > most, most)
+        ax.barh(places, ends, 0.92 * width, color=MODES[mode], label=mode)
+        for place, name, value, end in zip(places, names, values, ends):
             failed = table["failed"].get(name)
             if value == value:
                 said = f"{value:.0f} ms" if value >= 10 else f"{value:.2g} ms"
+                said += ", bar cut" * (value > end)
             else:
                 said = failed[:60] if isinstance(failed, str) else ""
             ax.annotate(
                 said,
-                (value if value == value else 0, place),
+                (end if end == end else 0, place),
                 (3, 0),
                 textcoords="offset points",
                 va="center",
@@ -200,7 +207,7 @@ def steps(measured: pd.DataFrame, title: str) -> Axes:
     ax.set_yticks(range(len(names))[::-1], names)
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(-0.6, len(names) - 0.4)
-    ax.margins(x=0.12)
+    ax.margins(x=0.2)
     ax.set(title=title, xlabel="milliseconds per step")
     if len(modes) > 1:
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)

@@ -1,6 +1,7 @@
 """Figures of speed on tables such as the GPU commands write, made up or measured in small."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -81,11 +82,13 @@ def test_methods_and_failures_are_rows():
         ("adatsq", 3, 4, "eager", 120.0, None),
         ("adatsq", 3, 4, "compiled", 100.0, None),
         ("gemlite A8W8", 8, 8, "eager", None, "ImportError: no kernel"),
+        ("slow", 4, 16, "eager", 2000.0, None),
     ]
     ax = plots_speed.steps(pd.DataFrame(rows, columns=columns), "title")
     names = [label.get_text() for label in ax.get_yticklabels()]
-    assert names == ["bf16", "adatsq W3A4", "gemlite A8W8"]
-    assert {"170 ms", "128 ms", "100 ms", "ImportError: no kernel"} <= set(texts(ax))
+    assert names == ["bf16", "adatsq W3A4", "gemlite A8W8", "slow"]
+    assert {"170 ms", "128 ms", "100 ms", "ImportError: no kernel", "2000 ms, bar cut"} <= set(texts(ax))
+    assert np.nanmax([bar.get_width() for bar in ax.patches]) == plots_speed.LONGEST * 170
     assert ax.get_lines()[0].get_xdata()[0] == 128  # the line to beat
 
 
