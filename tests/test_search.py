@@ -106,8 +106,9 @@ def test_a_wide_beam_loses_little(run, truth):
     need not be the whole truth; but all that it keeps are some of the 81 paths, with the same errors.
     """
     result = se.beam_search(*run, beam=1000, progress=False)
-    every = {tuple(p) for p in truth.evaluated[["average_bits", "error"]].round(9).to_numpy()}
-    assert {tuple(p) for p in result.evaluated[["average_bits", "error"]].round(9).to_numpy()} <= every
+    found, every = (each.evaluated[["average_bits", "error"]].to_numpy() for each in (result, truth))
+    off = (np.abs(found[:, None] - every) / every).max(axis=-1).min(axis=1)
+    assert off.max() < 5e-6  # batches of other sizes add up in another order
     assert se.hypervolume_share(result, truth) > 0.97
 
 
