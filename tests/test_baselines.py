@@ -206,13 +206,16 @@ def test_adatsq_on_a_base_lowers_the_weighted_output_error(base, tiny_folder, tr
 @pytest.mark.parametrize("method", METHODS)
 def test_saved_loaded_and_counted(method, tiny_folder, tiny_images, trace, alpha, tmp_path):
     pipe = METHODS[method](load_pipeline(tiny_folder), trace, 3, 4, alpha, progress=False)
-    expected, summary = tiny_images(pipe), storage.summary(pipe)
+    summary = storage.summary(pipe)
     report = io.save(pipe, tmp_path / "saved")
     again = io.load(tmp_path / "saved")
     numbers, loaded = pipe.transformer.state_dict(), again.transformer.state_dict()
     assert list(numbers) == list(loaded) and all(torch.equal(loaded[key], numbers[key]) for key in numbers)
-    # The last bit of a product on a CPU depends on where in memory a tensor begins.
-    np.testing.assert_allclose(tiny_images(again).astype(int), expected.astype(int), rtol=0, atol=1)
+    for transformer in (pipe.transformer, again.transformer):
+        # The last bit of a product on a CPU depends on where in memory a tensor begins: torch's own places.
+        for tensor in (*transformer.parameters(), *transformer.buffers()):
+            tensor.data = tensor.data.clone()
+    np.testing.assert_array_equal(tiny_images(again), tiny_images(pipe))
     assert storage.summary(again).equals(summary)
     total = sum(p.numel() for p in load_pipeline(tiny_folder).transformer.parameters())
     assert summary.at["transformer", "parameters"] == total

@@ -107,8 +107,8 @@ def test_a_wide_beam_loses_little(run, truth):
     """
     result = se.beam_search(*run, beam=1000, progress=False)
     found, every = (each.evaluated[["average_bits", "error"]].to_numpy() for each in (result, truth))
-    off = (np.abs(found[:, None] - every) / every).max(axis=-1).min(axis=1)
-    assert off.max() < 5e-6  # batches of other sizes add up in another order
+    off = np.abs(found[:, None] - every).max(axis=-1).min(axis=1)
+    assert off.max() < 1e-9
     assert se.hypervolume_share(result, truth) > 0.97
 
 
