@@ -8,7 +8,8 @@ import pandas as pd
 
 from adatsq.files import write_text
 
-COMMITS = {"commit": str, "costs_commit": str}  # as what tables are read: a hash may be all digits
+# as what tables are read: a hash may be all digits
+COMMITS = {"commit": str, "costs_commit": str, "profile_commit": str}
 
 
 def append(path: Path, rows: pd.DataFrame, key: Sequence[str]) -> None:

@@ -73,6 +73,16 @@ def kernels(table: pd.DataFrame, mode: str) -> pd.DataFrame:
     return rows.set_index(pd.Index([label(row) for row in rows.itertuples()]))[[*KINDS]].rename(columns=KINDS)
 
 
+def profiled(table: pd.DataFrame) -> tuple[str, pd.DataFrame] | None:
+    """Of one model, the mode in which bfloat16 and others were profiled, and its `kernels`: graphs where they
+    were, for they wait for nothing. None if there is no such mode."""
+    for mode in ("graph", "compiled", "eager"):
+        found = kernels(table, mode)
+        if "bf16" in found.index and len(found) > 1:
+            return mode, found
+    return None
+
+
 def launching(table: pd.DataFrame) -> pd.DataFrame:
     """Of one model, a row per method: for each mode the time of a step over that of its kernels. Far above
     one, the GPU waits for the CPU. Below one is noise: the two are measured in different calls."""

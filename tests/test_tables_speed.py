@@ -76,6 +76,16 @@ def test_kernels_by_kind_have_the_colours_of_the_figure(steps):
     assert tables_speed.kernels(steps.drop(columns="kernel_ms"), "graph").empty
 
 
+def test_kernels_are_shown_where_bfloat16_was_profiled_too(steps):
+    mode, found = tables_speed.profiled(steps)  # the graph has no bfloat16
+    assert mode == "compiled" and list(found.index) == ["bf16", "adatsq W4A4"]
+    graph = steps.iloc[[1]].assign(mode="graph")
+    mode, found = tables_speed.profiled(pd.concat([steps, graph]))
+    assert mode == "graph" and set(found.index) == {"bf16", "adatsq W4A4"}
+    assert tables_speed.profiled(steps[steps["method"] != "bf16"]) is None
+    assert tables_speed.profiled(steps[steps["method"] == "bf16"]) is None
+
+
 def test_waiting_for_the_cpu_is_a_ratio_above_one(steps):
     found = tables_speed.launching(steps)
     assert found.at["adatsq W4A4", "compiled"] == 2 and found.at["adatsq W4A4", "graph"] == 1

@@ -217,6 +217,7 @@ class Steps:
         ms = milliseconds(lambda: answer(module, self.arguments), self.device, self.repeats, 2)
         if self.profiled:
             found |= kernel_ms(lambda: answer(module, self.arguments), self.device)
+            found["profile_commit"] = self.rows.fixed["commit"]
         return {
             "ms": ms,
             "error": float((y - self.expected).norm() / self.expected.norm()),
