@@ -1,6 +1,7 @@
 """Figures of speed: rooflines, milliseconds by kind of work, and the tables that the GPU commands write."""
 
 from pathlib import Path
+from textwrap import fill, shorten
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -191,7 +192,7 @@ def steps(measured: pd.DataFrame, title: str) -> Axes:
                 said = f"{value:.0f} ms" if value >= 10 else f"{value:.2g} ms"
                 said += ", bar cut" * (value > end)
             else:
-                said = failed[:60] if isinstance(failed, str) else ""
+                said = fill(shorten(failed, 120, placeholder=" …"), 60) if isinstance(failed, str) else ""
             ax.annotate(
                 said,
                 (end if end == end else 0, place),

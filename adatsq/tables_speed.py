@@ -16,14 +16,14 @@ KINDS = {  # column: what `plots_speed.work` calls it
 
 
 def ordered(table: pd.DataFrame) -> pd.DataFrame:
-    """bfloat16 first, then ours, as it is made by default before its variants, then other libraries; within
-    these by weight bits, the more the earlier, and as they were measured."""
+    """bfloat16 first, then ours, as it is made by default before its variants, then other libraries by name;
+    ours by weight bits too, the more the earlier, and else as they were measured."""
     ours = table["method"].str.startswith("adatsq")
     place = (2 - ours).where(table["method"] != "bf16", 0)
     keys = [
         place,
         (table["method"] != "adatsq") & ours,
-        table["method"].where(ours),
+        table["method"],
         -table["w_bits"].where(ours),
     ]
     names = [f"key {i}" for i in range(len(keys))]
