@@ -94,7 +94,18 @@ def launching(table: pd.DataFrame) -> pd.DataFrame:
 
 def best(found: pd.DataFrame) -> tuple[str, pd.Series] | None:
     """Of `gains`: the fastest row of ours as it is by default, with its name; None without any."""
-    rows = found[[name.startswith("adatsq W") for name in found.index.get_level_values(0)]]
+    return _fastest(found, [name.startswith("adatsq W") for name in found.index.get_level_values(0)])
+
+
+def best_other(found: pd.DataFrame) -> tuple[str, pd.Series] | None:
+    """Of `gains`: the fastest row of another library, with its name; None without any."""
+    return _fastest(
+        found, [not name.startswith(("adatsq", "bf16")) for name in found.index.get_level_values(0)]
+    )
+
+
+def _fastest(found: pd.DataFrame, chosen: list[bool]) -> tuple[str, pd.Series] | None:
+    rows = found[chosen]
     if rows.empty:
         return None
     at = rows["ms"].idxmin()

@@ -65,6 +65,10 @@ def test_gains_have_both_denominators(steps):
     which, fastest = tables_speed.best(found)
     assert which == "adatsq W4A4 graph" and fastest.equals(row)
     assert tables_speed.best(found.loc[["bf16"]]) is None
+    assert tables_speed.best_other(found) is None  # what failed is no row
+    other = steps.iloc[[-1]].assign(ms=90.0, weight_bytes=400, error=0.05)
+    which, fastest = tables_speed.best_other(tables_speed.gains(pd.concat([steps, other])))
+    assert which == "torchao fp8 eager" and fastest["times smaller"] == 2
     no_plain = tables_speed.gains(steps[steps["method"] != "bf16"])
     assert no_plain["bf16 eager / this"].isna().all() and no_plain["ms"].notna().all()
 
