@@ -50,8 +50,8 @@ def activation_bits(pipe: DiffusionPipeline, trace: Trace, policy: Policy | None
         flop_weighted = (sum_l n_l in_l out_l a_l + 16 sum_l n_l r_l (in_l + out_l)) / sum_l n_l in_l out_l
 
     n tokens, a bits (8 where a mixed precision says so), r the rank of a 16-bit branch. Its multiplications
-    come on top of those of the layer as it was, as its bytes do in the effective bits of weights. Rotations,
-    smoothing and scales are a few operations per value and not counted.
+    come on top of those of the layer as it was, as its bytes do in the effective bits of weights. Rotations
+    (`sizes.rotation_bits` tells what they would add), smoothing and scales are not counted.
     """
     layers = act_layers(trace)
     linears = [pipe.transformer.get_submodule(layer.name) for layer in layers]

@@ -61,6 +61,13 @@ def rotate_hessian(hessian: Tensor, seed: int | None = None) -> Tensor:
     return rotate(rotate(hessian, seed).T, seed).T
 
 
+def operations(n: int) -> tuple[int, int]:
+    """For one value of a row of n, in a block of p q: (sums or differences of the fast transform, log2(p q);
+    multiplications of `rotate`, p + q)."""
+    block = block_size(n)
+    return block.bit_length() - 1, sum(_factors(block))
+
+
 def _factors(block: int) -> tuple[int, int]:
     p = 2 ** ((block.bit_length() - 1) // 2)
     return p, block // p

@@ -34,6 +34,7 @@ from adatsq import fits
 from adatsq.integer import effective_bits
 from adatsq.models import Layer, quantizable
 from adatsq.replacement import MODULATION_GROUP
+from adatsq.rotation import operations
 
 T5_XXL = {
     "d_model": 4096,
@@ -161,6 +162,20 @@ def branch_bits_of(transformer: nn.Module, rank: int) -> float:
     layers = [layer for layer in quantizable(transformer) if layer.role == "act"]
     weights = sum(layer.in_features * layer.out_features for layer in layers)
     return sum(16 * rank * (layer.in_features + layer.out_features) for layer in layers) / weights
+
+
+def rotation_bits(model: str | Path) -> tuple[float, float]:
+    """By how much rotations would raise activation bits by multiplications, which do not count them: each
+    operation as one in 16 bits, sum_l 16 k_l in_l / sum_l in_l out_l over layers with quantized activations.
+
+    k_l are the two numbers of `rotation.operations`: (fast transform, products of matrices). Each layer
+    rotates its own inputs; where several share one rotation, it is less. model: as in `branch_bits`.
+    """
+    layers = [layer for layer in quantizable(_shapes(model)) if layer.role == "act"]
+    weights = sum(layer.in_features * layer.out_features for layer in layers)
+    counted = [(layer.in_features, *operations(layer.in_features)) for layer in layers]
+    fast, products = (sum(16 * row[0] * row[k] for row in counted) / weights for k in (1, 2))
+    return fast, products
 
 
 def rank_of_equal_bits(transformer: nn.Module, rank: int, model: str) -> int:

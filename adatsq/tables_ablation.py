@@ -124,6 +124,14 @@ class Ablation:
         return pd.DataFrame(found)
 
 
+def in_order(policies: pd.DataFrame) -> pd.DataFrame:
+    """`Ablation.policies`: the searches by their names, then controls, called and ordered as in figures."""
+    called = {**{f"uniform {bits}": f"{bits} bits everywhere" for bits in (3, 4, 8)}, **CONTROLS}
+    searched = sorted(policies.index[policies.calls.notna()])
+    others = {name: called[name] for name in called if name in policies.index and name not in searched}
+    return policies.loc[[*searched, *others]].rename(index=others)
+
+
 def read(results: str | Path, name: str, w_bits: int = 3) -> Ablation:
     """What is stored of a model at these weight bits, by the last part of its name."""
     tables = []

@@ -15,6 +15,13 @@ from adatsq.tables import Scores, plus
 
 NOT_MEASURED = "not measured"
 COMMAND = "`python -m adatsq.benchmark --model data/models/{}`"
+ON_BASES = {  # base: GPTQ with all timesteps alike, then weighted by Fisher information, then with the search
+    "rotation": ("hadamard+gptq", "adatsq-weights", "adatsq"),
+    "plain": ("gptq", "adatsq+plain", "adatsq+plain+search"),
+    "smoothing": ("smoothquant+gptq", "adatsq+smoothquant", "adatsq+smoothquant+search"),
+    "low-rank branch": ("svdquant+gptq", "adatsq+svdquant", "adatsq+svdquant+search"),
+}
+GAINS = ("weighted by time", "searched bits")  # of the method's two parts
 UNIFORM = ("fp", "rtn", "hadamard", "hadamard+gptq", "adatsq-weights")  # all activations at the row's bits
 
 
@@ -66,6 +73,39 @@ def likeness(scores: Scores, baseline: str) -> pd.DataFrame:
     rows = scores.paired[(scores.paired.baseline == baseline) & (scores.paired.metric == "psnr")]
     rows = rows[rows.method.isin(ORDER)]
     return rows.assign(row=rows.name)
+
+
+def gains(scores: Scores, metric: str = "psnr") -> pd.DataFrame:
+    """What each part of the method adds on each base: paired differences on the same pictures, with columns
+    base, bits (the weights', and the lowest budget of the search) and part (of GAINS). What is not measured
+    has no row."""
+    found = []
+    for base, methods in ON_BASES.items():
+        for w_bits in (4, 3):
+            for part, baseline, method in zip(GAINS, methods, methods[1:]):
+                rows = scores.paired[scores.paired.w_bits == w_bits]
+                rows = rows[(rows.method == method) & (rows.baseline == baseline) & (rows.metric == metric)]
+                for row in rows.nsmallest(1, "a_bits").to_dict("records"):
+                    found.append({"base": base, "bits": f"W{w_bits}A{row['a_bits']:g}", "part": part, **row})
+    return pd.DataFrame(found)
+
+
+def gains_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """`gains` as cells: a row per base and weight bits, a column per part."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows.itertuples():
+        cells.setdefault(f"{row.base}, W{row.w_bits}", {})[f"{row.part}, dB"] = signed(row)
+    return pd.DataFrame.from_dict(cells, orient="index").fillna("")
+
+
+def gains_said(rows: pd.DataFrame) -> list[str]:
+    """A line per part: on which bases it is ahead, on which behind. No full stop."""
+    lines = []
+    for part, mine in rows.groupby("part", sort=False):
+        names = mine.base + " " + mine.bits
+        ahead, behind = (", ".join(names[side]) or "none" for side in (mine.ci_low > 0, mine.ci_high < 0))
+        lines.append(f"{part}, {len(mine)} differences: above zero on {ahead}; below zero on {behind}")
+    return lines
 
 
 def signed(row: pd.Series | None) -> str:

@@ -4,7 +4,7 @@ import scipy.linalg
 import torch
 
 from adatsq import integer
-from adatsq.rotation import block_size, hadamard, rotate, rotate_hessian, signs, unrotate
+from adatsq.rotation import block_size, hadamard, operations, rotate, rotate_hessian, signs, unrotate
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -25,6 +25,9 @@ def test_hadamard_needs_a_power_of_two(n):
 def test_blocks():
     sizes = {3072: 1024, 15360: 1024, 1280: 256, 256: 256, 320: 64, 7: 1}
     assert {n: block_size(n) for n in sizes} == sizes
+    # of blocks of 32 x 32, 16 x 16, 8 x 8, and of none
+    assert [operations(n) for n in (3072, 1280, 320)] == [(10, 64), (8, 32), (6, 16)]
+    assert operations(7)[0] == 0
 
 
 @pytest.mark.parametrize("n", [1, 2, 32, 64, 96, 320, 7, 1280])

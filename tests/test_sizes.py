@@ -39,6 +39,17 @@ def test_hessians_of_the_largest_block():
     assert sizes.hessian_bytes("black-forest-labs/FLUX.1-schnell") == expected
 
 
+def test_rotations_are_counted_as_operations_in_16_bits():
+    """FLUX.1's layers, by hand: (inputs, outputs, how many), in blocks of 1024 (3072, 15360) or 4096."""
+    double = [(3072, 3072, 8), (3072, 12288, 2), (12288, 3072, 2)]
+    single = [(3072, 3072, 3), (3072, 12288, 1), (15360, 3072, 1)]
+    layers = [(i, o, 19 * n) for i, o, n in double] + [(i, o, 38 * n) for i, o, n in single]
+    weights = sum(i * o * n for i, o, n in layers)
+    cost = {3072: (10, 64), 15360: (10, 64), 12288: (12, 128)}
+    expected = [sum(16 * i * cost[i][k] * n for i, _, n in layers) / weights for k in (0, 1)]
+    assert sizes.rotation_bits("black-forest-labs/FLUX.1-dev") == pytest.approx(expected)
+
+
 def test_room_is_what_loading_asks_for_and_what_quantizing_holds():
     real = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
     whole = 2e-9 * sizes.memory(real).parameters["all"]

@@ -86,6 +86,17 @@ def test_random_policies_count_as_their_mean(found):
     assert found.policies(3.6).at["random", "policies"] == 2
 
 
+def test_policies_come_in_the_order_and_by_the_names_of_figures():
+    stored = ["uniform 8", "static over time", "prices", "paper", "random", "uniform 3", "collapsed"]
+    calls = pd.Series({"prices": 2.0, "paper": 1.0}).reindex(stored)
+    table = tables_ablation.in_order(pd.DataFrame({"psnr": range(7), "calls": calls}))
+    assert table.index.tolist() == [
+        *("paper", "prices", "3 bits everywhere", "8 bits everywhere"),
+        *("random places", "per layer only", "Lagrangian, without time"),
+    ]
+    assert table.psnr.tolist() == [3, 2, 5, 0, 4, 1, 6]
+
+
 def test_policies_of_other_pictures_are_not_compared(found):
     """A larger run has replaced the beam and one random policy; the others are still of two pictures."""
     more = pd.DataFrame({"search": "paper", "w_bits": 3, "budget": 3.6, "picture": range(4), "psnr": 40.0})

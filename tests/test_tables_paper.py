@@ -1,6 +1,7 @@
 """The paper's tables beside ours: differences, order, real bits, what is missing."""
 
 import itertools
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from matplotlib.text import Text
 
 from adatsq import plots_tables, sizes, tables, tables_paper
-from adatsq.results import ORDER
+from adatsq.results import BASES, EVERY, ORDER
 from adatsq.rows import SEARCHED
 
 TOTALS = {"fp": 0.9, "q-dit": 0.1, "quarot": 0.3, "svdquant": 0.7, "adatsq": 0.8}
@@ -177,3 +178,35 @@ def test_a_branch_weighs_less_on_a_wide_layer():
     assert sizes.branch_bits("black-forest-labs/FLUX.1-dev", 64) == pytest.approx(2 * real)
     with pytest.raises(FileNotFoundError):
         sizes.branch_bits("no/such/model", 32)
+
+
+def test_each_part_is_held_against_the_row_without_it(scores):
+    """On one base at four bits, and the search alone at three, at the lower of its budgets."""
+    rows = [
+        ("adatsq+plain", "gptq", 4, 4.0, -1.0, -2.0, -0.5),
+        ("adatsq+plain", "smoothquant", 4, 4.0, 9.0, 8.0, 10.0),
+        ("adatsq+plain+search", "adatsq+plain", 4, 4.0, 0.5, -0.5, 1.5),
+        ("adatsq", "adatsq-weights", 3, 3.6, 3.0, 2.0, 4.0),
+        ("adatsq", "adatsq-weights", 3, 3.1, 1.0, 0.5, 1.5),
+    ]
+    columns = ["method", "baseline", "w_bits", "a_bits", "value", "ci_low", "ci_high"]
+    paired = pd.DataFrame(rows, columns=columns).assign(metric="psnr")
+    found = tables_paper.gains(replace(scores, paired=pd.concat([paired, paired.assign(metric="total")])))
+    assert list(zip(found.base, found.bits, found.part, found.value)) == [
+        ("rotation", "W3A3.1", "searched bits", 1.0),
+        ("plain", "W4A4", "weighted by time", -1.0),
+        ("plain", "W4A4", "searched bits", 0.5),
+    ]
+    table = tables_paper.gains_table(found)
+    assert table.index.tolist() == ["rotation, W3", "plain, W4"]
+    assert table.loc["rotation, W3"].tolist()[::-1][-1].startswith("<b>") and "" in table.values
+    assert tables_paper.gains_said(found) == [
+        "searched bits, 2 differences: above zero on rotation W3A3.1; below zero on none",
+        "weighted by time, 1 differences: above zero on none; below zero on plain W4A4",
+    ]
+    assert tables_paper.gains(scores).empty
+
+
+def test_parts_stand_on_rows_that_are_compared():
+    pairs = [pair for row in tables_paper.ON_BASES.values() for pair in zip(row, row[1:])]
+    assert all(baseline in (*EVERY, *BASES[method]) for baseline, method in pairs)
