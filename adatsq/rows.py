@@ -23,6 +23,7 @@ from adatsq.judging import Task
 from adatsq.lagrangian import search_policies
 from adatsq.policy import Policy
 from adatsq.results import KEY, ORDER
+from adatsq.search import complete_paths
 
 SEARCH = range(4)  # calibration images that the search follows
 BUDGETS = {4: (4.0,), 3: (3.1, 3.6)}  # w_bits: average activation bits of searched policies
@@ -162,11 +163,8 @@ def frontier(setting, pipe, trace, fisher, w_bits: int) -> str:
     """All complete paths of `adatsq`'s search, and the share of their front that each beam finds."""
     options = {"shares": SEARCHED["adatsq"].shares[w_bits], "images": list(SEARCH), "progress": False}
     truth = adatsq.brute_force(pipe, trace, fisher, **options)
-    names, steps = {-1: ()}, len(trace.timesteps)
-    for row in truth.evaluated.itertuples():
-        names[row.path] = (*names[row.parent], row.candidate)
-    paths = truth.evaluated[truth.evaluated.step == steps - 1][["path", "average_bits", "error"]]
-    chosen = paths.pop("path").map(names)
+    paths = complete_paths(truth)
+    chosen = paths.pop("candidates")
     paths.insert(0, "candidates", chosen.map(" ".join))
     paths.insert(0, "w_bits", w_bits)
     paths.insert(0, "model", setting.name)

@@ -129,19 +129,33 @@ def brute_force(
     return search_options(pipe, trace, options, lambda t, p: np.arange(len(p)), images, batch_size, progress)
 
 
+def complete_paths(result: SearchResult) -> pd.DataFrame:
+    """Every path that reached the last step: candidates (a tuple, a name per step), average_bits, error."""
+    names: dict[int, tuple[str, ...]] = {-1: ()}
+    for row in result.evaluated.itertuples():
+        names[row.path] = (*names[row.parent], row.candidate)
+    paths = result.evaluated[result.evaluated.step == result.evaluated.step.max()]
+    return paths[["average_bits", "error"]].assign(candidates=paths["path"].map(names))
+
+
 def hypervolume_share(result: SearchResult, truth: SearchResult) -> float:
     """Share of the area under the true front (of `brute_force`) that the result's front dominates as well.
 
-    The area ends a tenth of the range beyond the worst complete path on either axis.
+    The area ends a tenth of the range beyond the worst complete path on either axis. Paths of the result have
+    the errors that they have in truth: those of its own calls, of other batches, may be rounded otherwise.
+    ValueError for a path that truth has not, which was searched among other candidates.
     """
-    complete = truth.evaluated[truth.evaluated.step == truth.evaluated.step.max()]
-    points = complete[["average_bits", "error"]].to_numpy()
-    span = np.ptp(points, axis=0)
-    reference = points.max(0) + 0.1 * np.where(span > 0, span, 1.0)
-    areas = [
-        hypervolume([(path.average_bits, path.error) for path in r.front], reference) for r in (result, truth)
-    ]
-    return areas[0] / areas[1]
+    points = complete_paths(truth).set_index("candidates")
+    strange = [path.candidates for path in result.front if path.candidates not in points.index]
+    if strange:
+        raise ValueError(
+            f"path {' '.join(strange[0])} is of other candidates than the {len(points)} of truth"
+        )
+    span = np.ptp(points.to_numpy(), axis=0)
+    reference = points.to_numpy().max(0) + 0.1 * np.where(span > 0, span, 1.0)
+    fronts = (points.loc[[path.candidates for path in r.front]].to_numpy() for r in (result, truth))
+    mine, whole = (hypervolume(front, reference) for front in fronts)
+    return mine / whole
 
 
 @dataclass

@@ -1,5 +1,6 @@
 import copy
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -143,6 +144,26 @@ def test_share_of_the_true_front(run, truth):
     shares = [se.hypervolume_share(result, truth) for result in beams]
     assert 0.5 < shares[0] < shares[1] < shares[2] <= 1
     assert shares[1] > 0.8 and se.hypervolume_share(truth, truth) == 1
+
+
+def test_a_share_is_of_the_errors_that_all_paths_have(run, truth):
+    """Whatever rounding a beam's own calls met: the same paths have the same share, counted by hand here."""
+    result = se.beam_search(*run, beam=2, progress=False)
+    lucky = replace(result, front=[replace(path, error=0.5 * path.error) for path in result.front])
+    assert se.hypervolume_share(lucky, truth) == se.hypervolume_share(result, truth)
+    paths = se.complete_paths(truth)
+    assert len(paths) == 81 and paths.candidates.nunique() == 81
+    ends = paths[["average_bits", "error"]]
+    corner = ends.max() + 0.1 * (ends.max() - ends.min())
+    grid = np.stack(np.meshgrid(*(np.linspace(ends[c].min(), corner[c], 400) for c in ends)), axis=-1)
+    found = paths[paths.candidates.isin({path.candidates for path in result.front})][ends.columns]
+    mine, whole = (
+        (grid[:, :, None] >= rows.to_numpy()).all(-1).any(-1).mean() for rows in (found, ends)
+    )  # shares of the points of a grid
+    assert se.hypervolume_share(result, truth) == pytest.approx(mine / whole, abs=0.01)
+    other = replace(result.front[0], candidates=("other",) * 4)
+    with pytest.raises(ValueError, match="path other other other other is of other candidates than the 81"):
+        se.hypervolume_share(replace(result, front=[other]), truth)
 
 
 def test_a_single_path_is_its_own_front(run):
