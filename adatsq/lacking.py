@@ -65,8 +65,9 @@ def said(model: Path, out: Path, job: str) -> str:
     """How many rows of a job are missing, about how long they take, and which they are."""
     rows, kind = lacking(model, out, job), "" if for_tables(Path(model).name, job) else ", extra"
     about = f", about {estimate(model, job, len(rows)):.0f} s on one H200"
+    whole = "whole" if job != "costs" else "whole, of the rows that are there"  # others may come with theirs
     return f"{Path(model).name} {job}: " + (
-        f"{len(rows)} missing{kind}{about}: {'; '.join(rows)}" if rows else "whole"
+        f"{len(rows)} missing{kind}{about}: {'; '.join(rows)}" if rows else whole
     )
 
 

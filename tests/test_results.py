@@ -146,11 +146,12 @@ def test_stored_tables_come_from_the_stored_pictures(tmp_path):
 
 def test_stored_shares_of_a_front_come_from_its_stored_paths():
     frontier = pd.read_csv(RESULTS / "flux-schnell-mini-frontier.csv")
-    facts = pd.read_csv(RESULTS / "flux-schnell-mini-facts.csv").set_index(["method", "w_bits"])
+    facts = pd.read_csv(RESULTS / "flux-schnell-mini-facts.csv")
+    stored = facts.dropna(subset="hypervolume_share").set_index(["method", "w_bits"]).hypervolume_share
     for w_bits, rows in frontier.groupby("w_bits"):
         points = rows[["average_bits", "error"]].to_numpy()
         corner = points.max(0) + 0.1 * np.ptp(points, axis=0)
         whole = hypervolume(points, corner)
         for beam in ("beam=1", "beam=2", "beam=4"):
             share = hypervolume(points[rows[beam].to_numpy()], corner) / whole
-            assert facts.at[(f"adatsq {beam}", w_bits), "hypervolume_share"] == pytest.approx(share)
+            assert stored[f"adatsq {beam}", w_bits] == pytest.approx(share)
