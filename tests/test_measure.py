@@ -135,7 +135,7 @@ def test_missing_rows_are_listed_and_nothing_runs(tmp_path, monkeypatch, capsys)
         for job in said
         if job != "m costs"
     }
-    assert said["m costs"] == "whole"  # of rows that are there
+    assert said["m costs"] == "whole, of the rows that are there"
     assert again["m costs"].startswith("2 missing") and again["m costs"].endswith(": rtn W4A4; adatsq W3A3.1")
     assert gone["m benchmark"] == {"fp", "rtn W4A4", "adatsq W3A3.1"} and gone["m peers"] == {"hqq W4A16"}
     rows = {"search": ["paper", "lagrangian"], "w_bits": 3, "budget": 3.1, "n": [32, 8]}
