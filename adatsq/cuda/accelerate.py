@@ -27,7 +27,8 @@ def accelerate(
 
     fast_accumulation: FP8 products in the tensor cores' fast mode also where that may not be exact: its sums
     are cut off to 14 bits (`exact`). verbose: print what this device uses, and why. graphs: record each call
-    of the transformer as a CUDA graph (`graphs`), which pays from the second picture on. fuse: what to do in
+    of the transformer as a CUDA graph (`graphs`), which pays from the second picture on, as long as the
+    transformer stays where it is. fuse: what to do in
     fewer kernels (`fusing`), True for all of these, False for none, or those that are named:
 
     "activations": activation functions of feed-forwards, while the next linear's input is rounded. Hooks on
