@@ -42,6 +42,15 @@ def test_on_the_cpu_calls_run_as_they_are():
     assert "forward" not in model.__dict__ and torch.equal(model(x)[0], expected)
 
 
+def test_what_was_recorded_before_another_acceleration_is_dropped(tiny_pipe):
+    pipe = adatsq.accelerate(adatsq.quantize(tiny_pipe, solver="rtn"), verbose=False, graphs=True)
+    kept = pipe.transformer._adatsq_graphs
+    kept.recorded["some bits"] = None
+    adatsq.accelerate(pipe, verbose=False, fast_accumulation=True)
+    assert pipe.transformer._adatsq_graphs is not kept and not pipe.transformer._adatsq_graphs.recorded
+    assert pipe.transformer.forward.__wrapped__.__func__ is type(pipe.transformer).forward
+
+
 class Replay:
     """In place of a graph: reads the layers' tensors that were there when it was made."""
 
