@@ -24,8 +24,10 @@ def tensors(file: Path) -> dict[str, tuple[int, int]]:
 
 
 def pipeline_bytes(folder: Path, dtype: torch.dtype | None) -> int:
-    """Bytes of all weights of a diffusers folder in this dtype; None: as in the files."""
-    found = [of for file in folder.glob("*/*.safetensors") for of in tensors(file).values()]
+    """Bytes of all weights of a diffusers folder in this dtype; None: as in the files. Not those of variants
+    (`model.fp16.safetensors`), which are the same once more."""
+    files = [file for file in folder.glob("*/*.safetensors") if "." not in file.stem]
+    found = [of for file in files for of in tensors(file).values()]
     return sum(size if dtype is None else numbers * dtype.itemsize for numbers, size in found)
 
 

@@ -61,7 +61,7 @@ class AdatsqQuantizer(DiffusersQuantizer):
         """An empty module in the place of each quantized linear, with a buffer for each of its tensors."""
         self.holders = {}
         for name, said in self.quantization_config.layers.items():
-            check_shape(name, said, model.get_submodule(name))
+            check_shape(name, said, model.get_submodule(name), self.keys)
             model.set_submodule(name, nn.Module())
             self.holders[name] = model.get_submodule(name)
         for key in self.keys:

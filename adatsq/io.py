@@ -218,7 +218,7 @@ def _load_transformer(folder: Path, manifest: dict, packed: bool) -> nn.Module:
     tensors = {name: t if t.dtype == torch.uint8 else t.to(dtypes[name]) for name, t in tensors.items()}
     for name, said in manifest["layers"].items():
         try:
-            check_shape(name, said, transformer.get_submodule(name))
+            check_shape(name, said, transformer.get_submodule(name), tensors)
             parts = {part: tensors.pop(f"{name}.{part}", None) for part in (*PARTS, "bias")}
             transformer.set_submodule(name, layer := layer_of(name, said, parts, packed))
         except ValueError as error:

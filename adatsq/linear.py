@@ -153,5 +153,8 @@ def check_finite(transformer: nn.Module, args: tuple, output: object) -> None:
     if layers and not torch.stack([layer.finite for layer in layers]).all():
         wrong = [layer for layer in layers if not layer.finite]
         for layer in wrong:  # the next call starts anew
-            layer.finite = torch.ones_like(layer.finite)
+            if "finite" in layer._buffers:  # where a CUDA graph writes to
+                layer.finite.fill_(1)
+            else:
+                layer.finite = torch.ones_like(layer.finite)
         wrong[0].refuse()

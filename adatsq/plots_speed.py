@@ -24,6 +24,15 @@ WORK_COLORS = {
     "rounding activations": SERIES[2],
 }
 ROOFS = {"bf16": GREY, "fp8": METHOD_COLORS["adatsq"]}
+CODES = {"float8_e4m3fn": " in FP8", "int8": " in int8", "": ", weights alone quantized"}
+POINTS = (  # on the roofline: part and codes of cuda-shapes.csv, how it is drawn
+    ("bf16 linear", "", "o", ROOFS["bf16"]),
+    ("product", "float8_e4m3fn", "^", ROOFS["fp8"]),
+    ("linear, whole", "float8_e4m3fn", "s", ROOFS["fp8"]),
+    ("product", "int8", "^", SERIES[2]),
+    ("linear, whole", "int8", "s", SERIES[2]),
+    ("linear, whole", "", "D", SERIES[4]),
+)
 MODES = {"eager": PALE, "compiled": SERIES[0], "graph": SERIES[2]}
 
 
@@ -41,7 +50,8 @@ def origin(table: pd.DataFrame) -> str:
 def roofline(floors: pd.DataFrame, card: Card, title: str, measured: pd.DataFrame | None = None) -> Axes:
     """The two roofs over operations per byte, a hollow point on each roof per shape (`roofline.floors`).
 
-    measured: rows of cuda-shapes.csv; their products and whole linears are full points at what they reached.
+    measured: rows of cuda-shapes.csv; their products and whole linears, with FP8, with int8 and
+    with quantized weights alone, are full points at what they reached.
     """
     _, ax = plt.subplots(figsize=(7.0, 4.2))
     x = np.geomspace(0.5, 2e4, 200)
@@ -52,15 +62,13 @@ def roofline(floors: pd.DataFrame, card: Card, title: str, measured: pd.DataFram
         reached = floors["operations"] / floors[name] / 1e9
         ax.scatter(floors["operations"] / size, reached, s=22, facecolor="none", edgecolor=ROOFS[name])
     if measured is not None and len(measured):
-        for part, marker in (("bf16 linear", "o"), ("product", "^"), ("linear, whole", "s")):
-            rows = measured[measured["part"] == part].dropna(subset=["tops"])
-            kind = "bf16" if part == "bf16 linear" else "fp8"
-            if "codes" in rows and kind == "fp8":
-                rows = rows[rows["codes"].isin(["float8_e4m3fn"])]
-            if rows.empty:
-                continue
-            at = rows["operations"] / rows["bytes"]
-            ax.scatter(at, rows["tops"], s=26, marker=marker, color=ROOFS[kind], label=f"measured: {part}")
+        measured = measured.reindex(columns=measured.columns.union(["codes"])).dropna(subset=["tops"])
+        for part, codes, marker, color in POINTS:
+            rows = measured[(measured["part"] == part) & (measured["codes"].fillna("") == codes)]
+            if len(rows):
+                said = f"measured: {part}{CODES[codes] if part != 'bf16 linear' else ''}"
+                at = rows["operations"] / rows["bytes"]
+                ax.scatter(at, rows["tops"], s=26, marker=marker, color=color, label=said)
         ax.legend(loc="lower right")
     for several in (False, True):
         rows = floors[(floors["tokens"] > 1) == several]
@@ -68,7 +76,7 @@ def roofline(floors: pd.DataFrame, card: Card, title: str, measured: pd.DataFram
             low, high = rows["tokens"].min(), rows["tokens"].max()
             said = "1 row" if high == 1 else f"{low:,} to {high:,} rows" if low < high else f"{low:,} rows"
             here = (rows["operations"] / rows["bytes"]).min(), (rows["operations"] / rows["bf16"]).min() / 1e9
-            below = -14 if measured is None or not several else -48  # of what was measured
+            below = -14 if measured is None or not several else -92  # of what was measured
             ax.annotate(said, here, xytext=(4, below), textcoords="offset points", color=INK, fontsize=8)
     ax.set(xscale="log", yscale="log", title=title)
     ax.set(xlabel="operations per byte that is moved", ylabel="10¹² operations per second")

@@ -1,7 +1,7 @@
 """Quantized layers as files have them: what JSON says of each, and the layer made of that and its tensors."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +36,17 @@ def description(layer: QuantLinear, a_bits: int | None = None) -> dict:
     }
 
 
-def check_shape(name: str, said: Mapping, linear: nn.Linear) -> None:
-    """ValueError if the layer has another shape than the model's."""
+def check_shape(name: str, said: Mapping, linear: nn.Linear, tensors: Collection[str]) -> None:
+    """ValueError if the layer has another shape than the model's linear, or if that has a bias and none is
+    among `tensors`, the names in the file."""
     wanted = [linear.out_features, linear.in_features]
     if list(said["shape"]) != wanted:
         raise ValueError(
             f"layer {name} has shape {said['shape']} in its description, but {wanted} in the transformer's "
             "config"
         )
+    if linear.bias is not None and f"{name}.bias" not in tensors:
+        raise ValueError(f"layer {name}: its bias is missing")
 
 
 def layer_of(name: str, said: Mapping, parts: Mapping[str, Tensor], packed: bool) -> QuantLinear:
@@ -57,10 +60,14 @@ def layer_of(name: str, said: Mapping, parts: Mapping[str, Tensor], packed: bool
     planes = None
     try:
         expected = {"scale": tuple(said["scale_shape"]), "bias": shape[:1], "smoothing": shape[1:]}
+        branch = [part for part in ("down", "up") if parts[part] is not None]
+        rank = parts["down"].shape[:1] if "down" in branch else parts["up"].shape[1:] if branch else ()
+        expected |= {"down": (*rank, shape[1]), "up": (shape[0], *rank)}
         for part, wanted in expected.items():
             if parts[part] is not None and parts[part].shape != wanted:
                 raise ValueError(f"its {part} has shape {tuple(parts[part].shape)} instead of {wanted}")
-        missing = [part for part in ("codes", "scale") if parts[part] is None]
+        needed = ("codes", "scale", *(("down", "up") if branch else ()))
+        missing = [part for part in needed if parts[part] is None]
         if missing:
             raise ValueError(f"its {' and '.join(missing)} are missing")
         if w_bits < 16:

@@ -4,7 +4,8 @@ import pandas as pd
 
 AIMS = {"compiled": 1.4, "eager": 1.9}  # of a step of Flux-dev and Z-Image, over bfloat16 in that mode
 LINEARS_AIM = 1.8  # of Wan's linears
-SEARCH_AIM = 60  # seconds, for 50 steps of Flux-dev
+SEARCH_AIM = 60  # seconds of a search over
+SEARCH_STEPS = 50
 SMALLER_AIM = 4.8  # of the weights at three bits
 KINDS = {  # column: what `plots_speed.work` calls it
     "linear_ms": "products",
@@ -110,6 +111,25 @@ def _fastest(found: pd.DataFrame, chosen: list[bool]) -> tuple[str, pd.Series] |
         return None
     at = rows["ms"].idxmin()
     return " ".join(at), rows.loc[at]
+
+
+def others(found: pd.DataFrame) -> list[str]:
+    """Of `gains`: rows of ours by default as graphs, but for the fastest of all, in words. No full stops."""
+    first, lines = best(found), []
+    for (name, mode), row in found.iterrows():
+        if mode == "graph" and name.startswith("adatsq W") and f"{name} {mode}" != first[0]:
+            gains = [f"{row[f'bf16 {of} / this']:.2f} times as fast as {of} bfloat16" for of in AIMS]
+            lines.append(f"{name} {mode} is {' and '.join(gains)}")
+    return lines
+
+
+def commits(table: pd.DataFrame) -> dict[str, str]:
+    """Of one model: the code that bfloat16 was measured with in each mode of AIMS, and ours at its fastest by
+    default. If they differ, the rows are not of one run."""
+    rows, fastest = table.dropna(subset=["ms"]), best(gains(table))
+    names = pd.Series([f"{label(row)} {row.mode}" for row in rows.itertuples()], index=rows.index, dtype=str)
+    wanted = [f"bf16 {mode}" for mode in AIMS] + ([fastest[0]] if fastest else [])
+    return {name: str(rows.loc[names == name, "commit"].iloc[-1]) for name in wanted if (names == name).any()}
 
 
 VARIANTS = {  # of ours, by the method's name in the table

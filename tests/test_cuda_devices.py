@@ -66,6 +66,20 @@ def test_what_a_card_does_is_said_once(monkeypatch, capsys):
     assert capsys.readouterr().out == "note of cuda:0\nnote of cpu\n"
 
 
+@pytest.mark.parametrize("triton", [True, False])
+@pytest.mark.parametrize("nvrtc", [True, False])
+@pytest.mark.parametrize("e4m3", [True, False])
+def test_the_note_says_what_is_used(triton, nvrtc, e4m3, monkeypatch):
+    monkeypatch.setattr(devices, "abilities", lambda device: devices.Abilities(triton, e4m3, nvrtc))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some card")
+    said = devices.note(torch.device("cuda"))
+    assert said.startswith("Some card (sm_89): ")
+    assert ("Triton kernels" in said) == triton and ("plain torch (no working Triton)" in said) != triton
+    assert ("CUDA C++" in said) == nvrtc and ("FP8 tensor cores" in said) == e4m3
+    assert ("torch._int_mm" in said) != triton
+
+
 @pytest.mark.parametrize(
     ("module", "kernel", "said"),
     [
@@ -115,7 +129,8 @@ def test_the_trial_of_cuda_knows_right_from_wrong(monkeypatch):
 
     monkeypatch.setattr(few_rows_table, "multiply_few", lambda *args: without(few_rows(*args)))
     with pytest.warns(
-        UserWarning, match="trial the few rows computed something else.*: Triton does its work"
+        UserWarning,
+        match="trial the few rows computed something else.*: the rotation and few rows go without",
     ):
         assert not devices._nvrtc_works(CPU)
     half = lambda *args: (without(rotated_rows(*args)[0]), None)  # noqa: E731

@@ -9,6 +9,7 @@ from torch import nn
 import adatsq
 from adatsq.cuda import graphs
 from adatsq.cuda.linear import PackedLinear
+from adatsq.linear import check_finite
 from adatsq.scheme import Scheme, quantized
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -39,6 +40,82 @@ def test_on_the_cpu_calls_run_as_they_are():
     assert not kept.recorded
     graphs.forget(model)
     assert "forward" not in model.__dict__ and torch.equal(model(x)[0], expected)
+
+
+def test_what_was_recorded_before_another_acceleration_is_dropped(tiny_pipe):
+    pipe = adatsq.accelerate(adatsq.quantize(tiny_pipe, solver="rtn"), verbose=False, graphs=True)
+    kept = pipe.transformer._adatsq_graphs
+    kept.recorded["some bits"] = None
+    adatsq.accelerate(pipe, verbose=False, fast_accumulation=True)
+    assert pipe.transformer._adatsq_graphs is not kept and not pipe.transformer._adatsq_graphs.recorded
+    assert pipe.transformer.forward.__wrapped__.__func__ is type(pipe.transformer).forward
+
+
+class Replay:
+    """In place of a graph: reads the layers' tensors that were there when it was made."""
+
+    def __init__(self, model, x):
+        self.model, self.x, self.output = copy.copy(model), x, torch.empty(3, 256)
+        self.model._modules = {name: copy.copy(layer) for name, layer in model.named_children()}
+        for layer in self.model.children():
+            layer._buffers = dict(layer._buffers)
+        self.model.__dict__.pop("forward", None)
+
+    def replay(self):
+        self.output.copy_(self.model(self.x)[0])
+
+
+def test_graphs_are_dropped_when_tensors_are_elsewhere(monkeypatch):
+    made = []
+
+    def record(self, leaves, form):
+        x = leaves[0].clone()
+        made.append(Replay(self.transformer, x))
+        return graphs.Recorded(made[-1], [x], (made[-1].output, None), [])
+
+    monkeypatch.setattr(graphs, "on_cuda", lambda tensors: True)
+    monkeypatch.setattr(graphs.Graphs, "_record", record)
+    model, x = Model(), torch.randn(3, 256)
+    plain = copy.deepcopy(model)
+    graphs.record_calls(model)
+    with torch.no_grad():
+        for layer in (model.up, plain.up):
+            layer.a_bits = 3
+        assert all(torch.equal(model(x)[0], plain(x)[0]) for _ in range(2)) and len(made) == 1
+        model.up.a_bits = plain.up.a_bits = 4
+        assert all(torch.equal(model(x)[0], plain(x)[0]) for _ in range(2)) and len(made) == 2
+        old = model.down.planes
+        model._apply(torch.clone)  # as a way to another device and back
+        old.zero_()
+        with pytest.warns(UserWarning, match="Model was moved since its CUDA graphs were recorded") as seen:
+            assert all(torch.equal(model(x)[0], plain(x)[0]) for _ in range(2))
+        assert len(made) == 3 and len(seen) == 1
+
+
+def test_nan_that_was_found_leaves_the_graph_its_place_to_write_to():
+    model = Model()
+    model.register_forward_hook(check_finite)
+    places = [layer.finite.data_ptr() for layer in (model.up, model.down)]
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match="NaN or infinity"):
+            model(torch.full((3, 256), torch.nan))
+        assert torch.isfinite(model(torch.randn(3, 256))[0]).all()
+    assert places == [layer.finite.data_ptr() for layer in (model.up, model.down)]
+
+
+@pytest.mark.gpu
+@GPU
+@pytest.mark.filterwarnings("ignore:Model was moved")
+def test_a_model_that_was_moved_answers_the_same():
+    model, x = Model().cuda(), torch.randn(5, 256, device="cuda")
+    expected = copy.deepcopy(model)(x)[0]
+    graphs.record_calls(model)
+    with torch.no_grad():
+        assert torch.equal(model(x)[0], expected)
+        model.cpu()
+        others = [torch.full_like(t, 7, device="cuda") for t in model.buffers()]  # where it was
+        model.cuda()
+        assert torch.equal(model(x)[0], expected) and len(others)
 
 
 @pytest.mark.gpu

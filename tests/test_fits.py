@@ -70,6 +70,15 @@ def test_a_hub_pipeline_is_asked_before_it_is_moved(tiny_folder, room, monkeypat
     assert adatsq.load_pipeline("nobody/tiny", device="cuda") == "moved"
 
 
+def test_variants_beside_the_files_that_are_loaded_take_nothing(tiny_folder, tmp_path):
+    folder = tmp_path / "variants"
+    pipe = adatsq.load_pipeline(tiny_folder)
+    pipe.save_pretrained(folder)
+    pipe.save_pretrained(folder, variant="fp16")
+    assert list(folder.glob("*/*.fp16.safetensors"))
+    assert fits.pipeline_bytes(folder, None) == fits.pipeline_bytes(tiny_folder, None)
+
+
 def test_what_torch_keeps_for_itself_is_free(room, monkeypatch):
     room(10**9)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)

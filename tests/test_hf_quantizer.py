@@ -130,6 +130,17 @@ NAME = "transformer_blocks.0.attn.to_q"
             lambda tensors: tensors.update({f"{NAME}.bias": torch.ones(7)}),
             rf"layer {NAME}: its bias has shape \(7,\) instead of \(32,\)",
         ),
+        (lambda tensors: tensors.pop(f"{NAME}.bias"), f"layer {NAME}: its bias is missing"),
+        (
+            lambda tensors: tensors.update(
+                {f"{NAME}.down": torch.zeros(2, 32), f"{NAME}.up": torch.zeros(32, 3)}
+            ),
+            rf"layer {NAME}: its up has shape \(32, 3\) instead of \(32, 2\)",
+        ),
+        (
+            lambda tensors: tensors.update({f"{NAME}.down": torch.zeros(2, 32)}),
+            f"layer {NAME}: its up are missing",
+        ),
     ],
 )
 def test_missing_and_wrong_tensors_are_named(change, message, flux):

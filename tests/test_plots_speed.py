@@ -52,11 +52,22 @@ def test_measured_points_come_with_the_file(tmp_path):
     file = tmp_path / "shapes.csv"
     benchmark.main(["--shapes", "--cpu", "--only", "tiny", "--output", str(file)])
     measured = plots_speed.read(file)
-    measured.loc[measured["codes"].notna(), "codes"] = "float8_e4m3fn"  # as on a Hopper card
+    measured.loc[measured["codes"].notna() & (measured["a_bits"] < 8), "codes"] = (
+        "float8_e4m3fn"  # as on Hopper
+    )
     floors = roofline.floors(shapes(), CARD, 3)
     ax = plots_speed.roofline(floors, CARD, "title", measured)
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == ["measured: bf16 linear", "measured: product", "measured: linear, whole"]
+    assert labels == [
+        "measured: bf16 linear",
+        "measured: product in FP8",
+        "measured: linear, whole in FP8",
+        "measured: product in int8",
+        "measured: linear, whole in int8",
+        "measured: linear, whole, weights alone quantized",
+    ]
+    drawn = sum(len(points.get_offsets()) for points in ax.collections) - 2 * len(floors)
+    assert drawn == measured["part"].isin(["bf16 linear", "product", "linear, whole"]).sum()
     figure = plots_speed.parts(measured, "title")
     titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
     assert titles == ["tiny", "tiny modulation"]

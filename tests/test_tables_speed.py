@@ -73,6 +73,23 @@ def test_gains_have_both_denominators(steps):
     assert no_plain["bf16 eager / this"].isna().all() and no_plain["ms"].notna().all()
 
 
+def test_all_that_is_slower_is_said_too(steps):
+    more = pd.DataFrame([("adatsq", 3, 3, "graph", 80.0, *[1.0] * 8)], columns=COLUMNS)
+    found = tables_speed.gains(pd.concat([steps, more], ignore_index=True))
+    assert tables_speed.best(found)[0] == "adatsq W3A3 graph"
+    assert tables_speed.others(found) == [
+        "adatsq W4A4 graph is 1.50 times as fast as compiled bfloat16 and 2.00 times as fast as "
+        "eager bfloat16"
+    ]
+    assert tables_speed.others(found.head(2)) == []  # bfloat16 alone
+
+
+def test_rows_that_are_held_against_each_other_say_their_commits(steps):
+    table = steps.assign(commit=["a", "b", "c", "d", "e", "f"])
+    assert tables_speed.commits(table) == {"bf16 eager": "a", "bf16 compiled": "b", "adatsq W4A4 graph": "d"}
+    assert tables_speed.commits(table.head(1)) == {"bf16 eager": "a"}
+
+
 def test_kernels_by_kind_have_the_colours_of_the_figure(steps):
     found = tables_speed.kernels(steps, "compiled")
     assert list(found.index) == ["bf16", "adatsq W4A4"] and set(found) == set(WORK_COLORS)

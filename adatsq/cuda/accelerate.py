@@ -27,8 +27,9 @@ def accelerate(
 
     fast_accumulation: FP8 products in the tensor cores' fast mode also where that may not be exact: its sums
     are cut off to 14 bits (`exact`). verbose: print what this device uses, and why. graphs: record each call
-    of the transformer as a CUDA graph (`graphs`), which pays from the second picture on. fuse: what to do in
-    fewer kernels (`fusing`), True for all of these, False for none, or those that are named:
+    of the transformer as a CUDA graph (`graphs`), which pays from the second picture on, as long as the
+    transformer stays where it is. fuse: what to do in fewer kernels (`fusing`), True for all of these, False
+    for none, or those that are named:
 
     "activations": activation functions of feed-forwards, while the next linear's input is rounded. Hooks on
     these linears then see what the function is to be applied to (`PackedLinear.activations_of` does it),
@@ -61,7 +62,7 @@ def accelerate(
     sharing.assign(transformer, PackedLinear)
     for name in chosen:
         FUSIONS[name](transformer)
-    if graphs:
+    if graphs or hasattr(transformer, "_adatsq_graphs"):  # what was recorded is of before this call
         record_calls(transformer)
     if verbose:
         devices.tell(transformer.device, again=True)

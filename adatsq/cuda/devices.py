@@ -10,7 +10,7 @@ import torch
 
 class Abilities(NamedTuple):
     """triton: kernels compile and run right. e4m3: FP8 tensor cores whose promoted sums `exact` describes.
-    nvrtc: those in CUDA C++ do too (`rotation_kernel`, `few_rows_table`); without it, Triton's."""
+    nvrtc: those in CUDA C++ do too (`rotation_kernel`, `few_rows_table`); without it, Triton's, or torch."""
 
     triton: bool
     e4m3: bool
@@ -79,7 +79,10 @@ def _nvrtc_works(device: torch.device) -> bool:
         reason = f"in a trial {wrong} computed something else"
     except Exception as error:  # no NVRTC, a torch that calls it by another name
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    warnings.warn(f"CUDA C++ fails on {device} ({reason}): Triton does its work", stacklevel=2)
+    warnings.warn(
+        f"CUDA C++ fails on {device} ({reason}): the rotation and few rows go without it, more slowly",
+        stacklevel=2,
+    )
     return False
 
 
@@ -157,4 +160,5 @@ def note(device: torch.device) -> str:
     major, minor = torch.cuda.get_device_capability(device)
     found = abilities(device)
     kernels = "Triton kernels" if found.triton else "plain torch (no working Triton)"
+    kernels += " and some in CUDA C++" if found.nvrtc else ""
     return f"{torch.cuda.get_device_name(device)} (sm_{major}{minor}): {kernels}; {found.products()}"

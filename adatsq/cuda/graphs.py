@@ -5,6 +5,9 @@ to launch them than the GPU to run them. A graph is launched at once. It has the
 ask for, so that each row of a policy needs one of its own; a graph is made when its bits come up first, which
 takes some tenths of a second, and is used in all later runs. Graphs share the memory of what happens inside a
 call.
+
+A graph reads the transformer's tensors where they were. If they are elsewhere, after `pipe.to(...)` or when a
+pipeline that is offloaded comes back, all graphs are dropped, and made again.
 """
 
 import functools
@@ -40,6 +43,16 @@ class Graphs:
     layers: list[QuantLinear]
     recorded: dict[tuple, Recorded | None] = field(default_factory=dict)
     pool: tuple | None = None
+    places: list[int] = field(default_factory=list)  # addresses of the tensors, when a graph was recorded
+
+    def __post_init__(self) -> None:
+        self.holders = [
+            (holder, name)
+            for module in self.transformer.modules()
+            for holder in (module._parameters, module._buffers)
+            for name, tensor in holder.items()
+            if tensor is not None
+        ]
 
     def call(self, *args, **kwargs) -> object:
         leaves, form = tree.tree_flatten((args, kwargs))
@@ -48,14 +61,16 @@ class Graphs:
         if (
             torch.is_grad_enabled()
             or not tensors
-            or not all(tensor.is_cuda for tensor in tensors)
+            or not on_cuda(tensors)
             or not all(isinstance(leaf, PLAIN) for leaf in others)
         ):
             return self.forward(*args, **kwargs)
         bits = tuple(layer.a_bits for layer in self.layers)
         key = bits, str(form), others, tuple((t.shape, t.dtype, t.device) for t in tensors)
+        self._drop_if_moved()
         if key not in self.recorded:
             self.recorded[key] = self._record(leaves, form)
+            self.places = self._addresses()
         found = self.recorded[key]
         if found is None:
             return self.forward(*args, **kwargs)
@@ -63,6 +78,19 @@ class Graphs:
             there.copy_(tensor)
         found.graph.replay()
         return tree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, found.output)
+
+    def _addresses(self) -> list[int]:
+        return [holder[name].data_ptr() for holder, name in self.holders]
+
+    def _drop_if_moved(self) -> None:
+        if self.recorded and self._addresses() != self.places:
+            self.recorded.clear()
+            self.pool = None
+            warnings.warn(
+                f"{type(self.transformer).__name__} was moved since its CUDA graphs were recorded: they are "
+                "recorded again, which costs more than they save if it is moved for each picture",
+                stacklevel=3,
+            )
 
     def _record(self, leaves: list, form: object) -> Recorded | None:
         """One call to warm up, one that is recorded; None, and one warning, if it cannot be."""
@@ -94,6 +122,10 @@ class Graphs:
             sharing.forget(device)  # codes in the graph's memory
         self.pool = graph.pool()
         return Recorded(graph, inputs, output, packing.buffers(device))
+
+
+def on_cuda(tensors: list[Tensor]) -> bool:
+    return all(tensor.is_cuda for tensor in tensors)
 
 
 def record_calls(transformer: nn.Module) -> Graphs:
