@@ -24,9 +24,13 @@ def tensors(file: Path) -> dict[str, tuple[int, int]]:
 
 
 def pipeline_bytes(folder: Path, dtype: torch.dtype | None) -> int:
-    """Bytes of all weights of a diffusers folder in this dtype; None: as in the files. Not those of variants
-    (`model.fp16.safetensors`), which are the same once more."""
-    files = [file for file in folder.glob("*/*.safetensors") if "." not in file.stem]
+    """Bytes of all weights of a diffusers folder in this dtype; None: as in the files. Variants
+    (`model.fp16.safetensors`) count where a part has nothing else; beside other files they are the same again.
+    """
+    files = []
+    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
+        every = sorted(part.glob("*.safetensors"))
+        files += [file for file in every if "." not in file.stem] or every
     found = [of for file in files for of in tensors(file).values()]
     return sum(size if dtype is None else numbers * dtype.itemsize for numbers, size in found)
 

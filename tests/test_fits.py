@@ -77,6 +77,12 @@ def test_variants_beside_the_files_that_are_loaded_take_nothing(tiny_folder, tmp
     pipe.save_pretrained(folder, variant="fp16")
     assert list(folder.glob("*/*.fp16.safetensors"))
     assert fits.pipeline_bytes(folder, None) == fits.pipeline_bytes(tiny_folder, None)
+    for file in folder.glob("*/*.safetensors"):
+        if ".fp16" not in file.name:
+            file.unlink()
+    assert fits.pipeline_bytes(folder, None) == fits.pipeline_bytes(
+        tiny_folder, None
+    )  # nothing else is there
 
 
 def test_what_torch_keeps_for_itself_is_free(room, monkeypatch):
