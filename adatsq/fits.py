@@ -23,14 +23,16 @@ def tensors(file: Path) -> dict[str, tuple[int, int]]:
     }
 
 
+def weight_files(part: Path) -> list[Path]:
+    """The safetensors files of a part of a diffusers folder. Variants (`model.fp16.safetensors`) count where
+    there is nothing else; beside other files they repeat them."""
+    every = sorted(part.glob("*.safetensors"))
+    return [file for file in every if "." not in file.stem] or every
+
+
 def pipeline_bytes(folder: Path, dtype: torch.dtype | None) -> int:
-    """Bytes of all weights of a diffusers folder in this dtype; None: as in the files. Variants
-    (`model.fp16.safetensors`) count where a part has nothing else; beside other files they are the same again.
-    """
-    files = []
-    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
-        every = sorted(part.glob("*.safetensors"))
-        files += [file for file in every if "." not in file.stem] or every
+    """Bytes of all weights of a diffusers folder in this dtype; None: as in the files."""
+    files = [f for part in sorted(folder.iterdir()) if part.is_dir() for f in weight_files(part)]
     found = [of for file in files for of in tensors(file).values()]
     return sum(size if dtype is None else numbers * dtype.itemsize for numbers, size in found)
 

@@ -17,7 +17,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
 from adatsq.cuda import devices
-from adatsq.stored_layers import FORMAT_VERSION, check_shape, check_version, finish, layer_of
+from adatsq.stored_layers import FORMAT_VERSION, check_layer, check_version, finish, layer_of
 
 
 class Method(str, Enum):
@@ -27,10 +27,15 @@ class Method(str, Enum):
 
 
 class AdatsqConfig(QuantizationConfigMixin):
-    """layers: {name: `stored_layers.description`}. format_version: of the files, ValueError for a newer."""
+    """layers: {name: `stored_layers.description`}. format_version: of the files, ValueError for a newer
+    one, and without layers."""
 
-    def __init__(self, layers: dict, format_version: int = FORMAT_VERSION, **kwargs) -> None:
+    def __init__(
+        self, layers: dict | None = None, format_version: int = FORMAT_VERSION, **kwargs: object
+    ) -> None:
         check_version(format_version, "this transformer's config.json")
+        if not isinstance(layers, dict):
+            raise ValueError("the quantization_config of this transformer's config.json names no layers")
         self.quant_method = Method.ADATSQ
         self.format_version, self.layers = format_version, layers
 
@@ -61,7 +66,7 @@ class AdatsqQuantizer(DiffusersQuantizer):
         """An empty module in the place of each quantized linear, with a buffer for each of its tensors."""
         self.holders = {}
         for name, said in self.quantization_config.layers.items():
-            check_shape(name, said, model.get_submodule(name), self.keys)
+            check_layer(name, said, model, self.keys)
             model.set_submodule(name, nn.Module())
             self.holders[name] = model.get_submodule(name)
         for key in self.keys:

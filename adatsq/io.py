@@ -33,7 +33,7 @@ from adatsq.linear import PARTS, QuantLinear
 from adatsq.models import QUANTIZED_FILE, SAMPLING_FILE, sampling, without_bars
 from adatsq.packing import narrow, pack
 from adatsq.policy import Policy, apply
-from adatsq.stored_layers import FORMAT_VERSION, check_shape, check_version, description, finish, layer_of
+from adatsq.stored_layers import FORMAT_VERSION, check_layer, check_version, description, finish, layer_of
 
 WEIGHTS_FILE = "transformer/diffusion_pytorch_model.safetensors"
 OLD_WEIGHTS_FILE = "transformer/quantized.safetensors"  # of versions 1 and 2
@@ -218,7 +218,7 @@ def _load_transformer(folder: Path, manifest: dict, packed: bool) -> nn.Module:
     tensors = {name: t if t.dtype == torch.uint8 else t.to(dtypes[name]) for name, t in tensors.items()}
     for name, said in manifest["layers"].items():
         try:
-            check_shape(name, said, transformer.get_submodule(name), tensors)
+            check_layer(name, said, transformer, tensors)
             parts = {part: tensors.pop(f"{name}.{part}", None) for part in (*PARTS, "bias")}
             transformer.set_submodule(name, layer := layer_of(name, said, parts, packed))
         except ValueError as error:

@@ -183,9 +183,23 @@ def load_pipeline(
         if folder.is_dir():
             raise ValueError(f"{folder} is not a complete diffusers pipeline: {error}") from error
         raise FileNotFoundError(f"no pipeline {str(model)!r} on this disk or on the hub: {error}") from error
+    if folder.is_dir():
+        _check_whole(folder / "transformer", pipe)
     # of a hub name, the files were not here to be asked
     fits.check(lambda: fits.part_bytes(pipe), device, lambda: _advice(torch_dtype))
     return pipe if device is None else pipe.to(device)
+
+
+def _check_whole(folder: Path, pipe: DiffusionPipeline) -> None:
+    """ValueError if a tensor of the transformer is in none of its files: diffusers would leave it random."""
+    there = {name for file in fits.weight_files(folder) for name in fits.tensors(file)}
+    transformer = getattr(pipe, "transformer", None)
+    missing = [name for name in transformer.state_dict() if name not in there] if transformer else []
+    if there and missing:  # files of other kinds are diffusers' to read
+        raise ValueError(
+            f"{folder} is incomplete: {len(missing)} of the transformer's tensors are in none of its files, "
+            f"the first is {missing[0]}"
+        )
 
 
 def _advice(dtype: torch.dtype) -> str:

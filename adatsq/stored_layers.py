@@ -33,20 +33,32 @@ def description(layer: QuantLinear, a_bits: int | None = None) -> dict:
         "a_bits": layer.a_bits if a_bits is None else a_bits,
         **{key: getattr(layer, key) for key in OPTIONS},
         "scale_shape": list(layer.scale.shape),
+        "tensors": [part for part in (*PARTS, "bias") if getattr(layer, part, None) is not None],
     }
 
 
-def check_shape(name: str, said: Mapping, linear: nn.Linear, tensors: Collection[str]) -> None:
-    """ValueError if the layer has another shape than the model's linear, or if that has a bias and none is
-    among `tensors`, the names in the file."""
+def check_layer(name: str, said: Mapping, transformer: nn.Module, tensors: Collection[str]) -> None:
+    """ValueError if the description lacks something, if the full-precision transformer has no such linear, or
+    one of another shape, and if a tensor that the layer needs is not among `tensors`, the names in the file.
+    """
+    lacking = [key for key in ("shape", "w_bits", "a_bits", "scale_shape") if key not in said]
+    if lacking:
+        raise ValueError(f"the description of layer {name} has no {' and no '.join(lacking)}")
+    try:
+        linear = transformer.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(f"layer {name} is in the description, but not in the transformer") from error
     wanted = [linear.out_features, linear.in_features]
     if list(said["shape"]) != wanted:
         raise ValueError(
             f"layer {name} has shape {said['shape']} in its description, but {wanted} in the transformer's "
             "config"
         )
-    if linear.bias is not None and f"{name}.bias" not in tensors:
-        raise ValueError(f"layer {name}: its bias is missing")
+    # files of older versions do not list their tensors
+    needed = said.get("tensors", ["bias"] if linear.bias is not None else [])
+    missing = [part for part in needed if f"{name}.{part}" not in tensors]
+    if missing:
+        raise ValueError(f"layer {name} has no {' and no '.join(missing)} in the file")
 
 
 def layer_of(name: str, said: Mapping, parts: Mapping[str, Tensor], packed: bool) -> QuantLinear:

@@ -90,6 +90,10 @@ def test_an_unknown_method_or_model_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(tmp_path / "steps.csv", "--model", "flux")
     assert "invalid choice: 'flux'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(tmp_path / "steps.csv", "--repeats", "0")
+    assert "--repeats is 0, it must be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "steps.csv").exists()
 
 
 def test_a_profile_names_what_takes_longest(tmp_path, capsys):

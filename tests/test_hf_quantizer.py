@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import adatsq
-from adatsq import hf_quantizer, io
+from adatsq import baselines, hf_quantizer, io
 from adatsq.cuda.linear import PackedLinear
 from adatsq.linear import QuantLinear
 
@@ -117,7 +117,7 @@ NAME = "transformer_blocks.0.attn.to_q"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: tensors.pop(f"{NAME}.codes"), f"layer {NAME}: its codes are missing"),
+        (lambda tensors: tensors.pop(f"{NAME}.codes"), f"layer {NAME} has no codes in the file"),
         (
             lambda tensors: tensors.update({f"{NAME}.codes": torch.zeros(3, 7, dtype=torch.uint8)}),
             rf"layer {NAME}: 1024 codes of 3 bits take uint8 planes \(3, 128\), got torch.uint8 \(3, 7\)",
@@ -130,7 +130,7 @@ NAME = "transformer_blocks.0.attn.to_q"
             lambda tensors: tensors.update({f"{NAME}.bias": torch.ones(7)}),
             rf"layer {NAME}: its bias has shape \(7,\) instead of \(32,\)",
         ),
-        (lambda tensors: tensors.pop(f"{NAME}.bias"), f"layer {NAME}: its bias is missing"),
+        (lambda tensors: tensors.pop(f"{NAME}.bias"), f"layer {NAME} has no bias in the file"),
         (
             lambda tensors: tensors.update(
                 {f"{NAME}.down": torch.zeros(2, 32), f"{NAME}.up": torch.zeros(32, 3)}
@@ -152,11 +152,67 @@ def test_missing_and_wrong_tensors_are_named(change, message, flux):
         diffusers.FluxTransformer2DModel.from_pretrained(flux / "transformer")
 
 
-def test_a_newer_format_is_refused(flux):
+def change_config(flux, change):
     file = flux / "transformer" / "config.json"
     config = json.loads(file.read_text())
-    config["quantization_config"]["format_version"] = 4
+    change(config["quantization_config"])
     file.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [("codes", f"layer {NAME}: its codes are missing"), ("bias", "has no bias in the file")],
+)
+def test_files_from_before_tensors_were_listed_are_checked_too(part, message, flux):
+    change_config(flux, lambda config: [said.pop("tensors") for said in config["layers"].values()])
+    diffusers.FluxTransformer2DModel.from_pretrained(flux / "transformer")
+    tensors = load_file(flux / io.WEIGHTS_FILE)
+    tensors.pop(f"{NAME}.{part}")
+    save_file(tensors, flux / io.WEIGHTS_FILE)
+    with pytest.raises(ValueError, match=message):
+        diffusers.FluxTransformer2DModel.from_pretrained(flux / "transformer")
+
+
+@pytest.mark.parametrize("part", ["smoothing", "down", "up"])
+def test_what_a_method_adds_to_a_layer_is_missed(part, tiny_folder, tmp_path):
+    """Without it the pictures would be others, and nothing would say so."""
+    pipe = adatsq.load_pipeline(tiny_folder)
+    trace = adatsq.record(pipe, ["a red circle"], num_inference_steps=2, progress=False)
+    adatsq.save(baselines.svdquant(pipe, trace, progress=False), tmp_path / "saved")
+    file = tmp_path / "saved" / io.WEIGHTS_FILE
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith(f".{part}"))
+    tensors.pop(name)
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=f"layer {name.removesuffix('.' + part)} has no {part} in the file"):
+        diffusers.FluxTransformer2DModel.from_pretrained(tmp_path / "saved" / "transformer")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda config: config.pop("layers"),
+            "quantization_config of this transformer's config.json names no",
+        ),
+        (
+            lambda config: [config["layers"][NAME].pop(key) for key in ("w_bits", "scale_shape")],
+            f"the description of layer {NAME} has no w_bits and no scale_shape",
+        ),
+        (
+            lambda config: config["layers"].update({"no.such.layer": config["layers"][NAME]}),
+            "layer no.such.layer is in the description, but not in the transformer",
+        ),
+    ],
+)
+def test_a_description_that_does_not_fit_is_named(change, message, flux):
+    change_config(flux, change)
+    with pytest.raises(ValueError, match=message):
+        diffusers.FluxTransformer2DModel.from_pretrained(flux / "transformer")
+
+
+def test_a_newer_format_is_refused(flux):
+    change_config(flux, lambda config: config.update(format_version=4))
     with pytest.raises(
         ValueError, match=r"config\.json has format_version 4, this adatsq reads 3: update it"
     ):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adatsq import models
@@ -97,6 +98,19 @@ def test_a_folder_in_bfloat16_loads_in_float32_throughout(tiny_folder, tmp_path,
 def test_unknown_model_is_one_clear_error(name):
     with pytest.raises(FileNotFoundError, match=name.replace(".", r"\.")):
         models.load_pipeline(name)
+
+
+def test_a_tensor_that_no_file_has_is_no_random_one(tiny_folder, tmp_path):
+    models.load_pipeline(tiny_folder).save_pretrained(tmp_path)
+    file = next((tmp_path / "transformer").glob("*.safetensors"))
+    tensors = load_file(file)
+    for name in ("proj_out.weight", "proj_out.bias"):
+        tensors.pop(name)
+    save_file(tensors, file)
+    with pytest.raises(
+        ValueError, match=r"transformer is incomplete: 2 of the transformer's tensors .* first is proj_out\."
+    ):
+        models.load_pipeline(tmp_path)
 
 
 def test_broken_folders_are_clear_errors(tmp_path, tiny_folder):

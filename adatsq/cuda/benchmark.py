@@ -204,6 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     )
     if not options.cpu and not torch.cuda.is_available():
         parser.error("no CUDA device: --cpu runs tiny shapes on plain torch")
+    if options.repeats < 1:
+        parser.error(f"--repeats is {options.repeats}, it must be at least 1")
     device = torch.device("cpu" if options.cpu else "cuda")
     if options.steps:
         from adatsq.cuda import steps
