@@ -1,0 +1,97 @@
+"""What the measured tables of speed say, in words: of one model each, without its name. No full stops."""
+
+import pandas as pd
+
+from adatsq import tables_speed
+from adatsq.tables_speed import AIMS, LINEARS_AIM, SMALLER_AIM, verdict
+
+ADDED = ["unpacking weights", "rounding activations"]  # what a quantized linear does besides its product
+
+
+def steps(table: pd.DataFrame, aims: bool) -> list[str]:
+    """Of rows of cuda-steps.csv, with all gains: ours as it is by default, the size of its weights, and the
+    fastest of other libraries. aims: hold ours against AIMS. Nothing where ours is not measured."""
+    gains = tables_speed.gains(table)
+    fastest, other = tables_speed.best(gains), tables_speed.best_other(gains)
+    if fastest is None:
+        return []
+    which, row = fastest
+    said = []
+    for mode, aim in AIMS.items():
+        gain = row[f"bf16 {mode} / this"]
+        reached = f" ({verdict(gain, aim)})" if aims else ""
+        said.append(f"{gain:.2f} times as fast as {mode} bfloat16{reached}")
+    lines = [f"ours at its fastest by default, {which}, is {' and '.join(said)}", *tables_speed.others(gains)]
+    commits = tables_speed.commits(table)
+    if len(set(commits.values())) > 1:
+        with_code = ", ".join(f"{name} {commit}" for name, commit in commits.items())
+        lines.append(f"these rows are of several runs, by commit: {with_code}")
+    three = gains[[" W3" in name for name in gains.index.get_level_values(0)]]
+    if len(three):
+        smaller = three["times smaller"].iloc[0]
+        lines.append(
+            f"weights at three bits, those of modulation too, are {smaller:.2f} times smaller in the GPU's "
+            f"memory than bfloat16, scales included: {verdict(smaller, SMALLER_AIM)}"
+        )
+    if other is not None:
+        name, best = other
+        lines.append(
+            f"the fastest of other libraries, {name}, is {best['bf16 compiled / this']:.2f} times as fast as "
+            f"compiled bfloat16, {best['times smaller']:.2f} times smaller, and its answer is off by "
+            f"{best['error']:.3f}; ours, {which}, by {row['error']:.3f}"
+        )
+    ours = {mode for name, mode in gains.index if name.startswith("adatsq")}
+    lacking = sorted({*gains.index.get_level_values(1)} - ours)
+    return [*lines, *([f"ours is not measured as {' or '.join(lacking)}"] if lacking else [])]
+
+
+def linears(before: pd.Series, after: pd.Series, floor: pd.Series, aim: bool) -> str:
+    """How much faster linears are, and how near their parts are to their floors. before, after, floor: ms by
+    kind of work, of bfloat16, of ours, and the least that ours could take. aim: hold it against LINEARS_AIM.
+    """
+    unpacking, rounding = after[ADDED]
+    whole = before.products / (after.products + unpacking + rounding)
+    line = (
+        f"products alone are {before.products / after.products:.2f} times as fast; with unpacking "
+        f"({unpacking:.1f} ms) and rounding ({rounding:.1f} ms) the linears are {whole:.2f} times as fast"
+    )
+    if aim:
+        least = before.products / (after.products + floor[ADDED].sum())
+        line += f": {verdict(whole, LINEARS_AIM)}; with both at their floors it would be {least:.2f} times"
+    share = floor / after
+    return (
+        f"{line}. Attention and the rest take {(after.attention + after.rest) / after.sum():.0%} of what is "
+        f"left. The products' floor is {share.products:.0%} of their measured time, that of unpacking "
+        f"{share[ADDED[0]]:.0%}, and that of rounding {share[ADDED[1]]:.0%}"
+    )
+
+
+def at_rest(before: pd.Series, eager: pd.DataFrame, after: pd.Series) -> list[str]:
+    """If bfloat16's products take less when they are called eagerly (`tables_speed.kernels`): what that makes
+    of the gain."""
+    if "bf16" not in eager.index or eager.products["bf16"] > 0.95 * before.products:
+        return []
+    ms, whole = eager.products["bf16"], after.products + after[ADDED].sum()
+    return [
+        f"bfloat16's products take {ms:.0f} ms eagerly, not {before.products:.0f}: there the card has pauses "
+        "and work that waits for memory in between, and under full load it is likely to lower its clock. "
+        f"Held against those, ours are {ms / after.products:.2f} times as fast, {ms / whole:.2f} with "
+        "unpacking and rounding"
+    ]
+
+
+def beyond(before: pd.Series, after: pd.Series, gain: float, allowed: float) -> list[str]:
+    """If a step is faster than linears in half the time allow: by what."""
+    if gain <= allowed:
+        return []
+    faster = before.products / after.products
+    why = [f"products are {faster:.2f} times as fast, more than twice"] if faster > 2 else []
+    why += [
+        f"{what} {after[part]:.1f} ms, not {before[part]:.1f}"
+        for part, what in {"rest": "with fusing, the rest takes", "attention": "attention takes"}.items()
+        if before[part] > 1.05 * after[part]  # less may be noise
+    ]
+    return [
+        f"the step is {gain:.2f} times as fast as compiled bfloat16, more than the {allowed:.2f} of linears "
+        "in half the time with the added floors" + (f": {'; '.join(why)}" if why else "")
+    ]
