@@ -27,7 +27,10 @@ def result(paths: dict[tuple[str, str], tuple[float, float]]) -> SearchResult:
     """paths: {candidates: (average bits, error)}, all of them on the front."""
     layers = [LayerShape("blocks.0.to_q", 4, 4, 1)]
     policy = Policy(TIMESTEPS, layers, np.full((2, 1), 4), "m")
-    rows = [[1, i, -1, names[-1], *point, True] for i, (names, point) in enumerate(paths.items())]
+    begun = {first: i for i, first in enumerate(dict.fromkeys(first for first, _ in paths))}
+    rows = [[0, i, -1, first, 3.0, 0.0, True] for first, i in begun.items()]
+    for i, ((first, last), point) in enumerate(paths.items()):
+        rows.append([1, len(begun) + i, begun[first], last, *point, True])
     columns = ["step", "path", "parent", "candidate", "average_bits", "error", "kept"]
     front = [FrontPath(policy, *point, names) for names, point in paths.items()]
     return SearchResult(front, pd.DataFrame(rows, columns=columns), 3.0, 0.1)
