@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adatsq import integer
-from adatsq.cuda.devices import abilities
+from adatsq.cuda.devices import abilities, falls_back
 
 DAMPING_TRIES = 4  # each ten times the last
 
@@ -32,6 +32,7 @@ def round_to_nearest(
     return integer.quantize(weight.float(), scale, w_bits), scale
 
 
+@falls_back
 def gptq(
     weight: Tensor,
     hessian: Tensor,

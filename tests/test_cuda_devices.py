@@ -9,6 +9,8 @@ import torch
 
 from adatsq import integer, packing
 from adatsq.cuda import activations, devices, few_rows_table, rotation_kernel
+from adatsq.cuda.linear import PackedLinear
+from adatsq.scheme import Scheme, quantized
 
 CPU = torch.device("cpu")
 
@@ -39,6 +41,68 @@ def test_a_kernel_that_does_not_compile_is_one_warning(monkeypatch):
     monkeypatch.setattr(devices, "_wrong_kernel", lambda device: "the rounding")
     with pytest.warns(UserWarning, match="in a trial the rounding computed something else"):
         assert not devices._triton_works(CPU)
+
+
+@pytest.fixture
+def triton_on_the_cpu(monkeypatch):
+    """As on a card whose trial went well; what a failure changes is undone."""
+    monkeypatch.setattr(devices, "_abilities", lambda device: devices.Abilities(True, False))
+    monkeypatch.setattr(devices, "_without_triton", set())
+
+
+def too_large(tried):
+    def kernel(*given, **named):
+        from triton.runtime.errors import OutOfResources
+
+        tried.append(1)
+        raise OutOfResources(300_000, 232_448, "shared memory")
+
+    return kernel
+
+
+@pytest.mark.parametrize("a_bits", [4, 8, 16])
+def test_a_kernel_that_a_card_has_no_room_for_is_plain_torch_from_then_on(
+    a_bits, triton_on_the_cpu, monkeypatch
+):
+    pytest.importorskip("triton")
+    from adatsq.cuda import activations_kernel, few_rows_kernel, unpack_kernel
+
+    tried = []
+    for module, name in (
+        (activations_kernel, "quantize_rows"),
+        (unpack_kernel, "unpack_words"),
+        (few_rows_kernel, "multiply_few"),
+    ):
+        monkeypatch.setattr(module, name, too_large(tried))
+    linear, x = torch.nn.Linear(256, 48), torch.randn(3, 256)
+    reference = quantized(linear, Scheme(4, a_bits, rotation=True))
+    packed = PackedLinear(reference)
+    with pytest.warns(UserWarning, match=r"Triton does not work on cpu \(OutOfResources: out of") as caught:
+        found = [packed(x), packed(x)]
+    assert len(caught) == 1 and len(tried) == 1
+    for y in found:
+        torch.testing.assert_close(y, reference(x), rtol=1e-5, atol=1e-5)
+    assert not devices.abilities(CPU).triton
+
+
+def test_what_is_no_failure_of_triton_is_raised(triton_on_the_cpu):
+    @devices.falls_back
+    def work(tensors):
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        work([torch.ones(1)])
+    assert devices.abilities(CPU).triton
+
+
+def test_a_failure_without_triton_is_raised(triton_on_the_cpu):
+    """It is tried twice at most."""
+    pytest.importorskip("triton")
+    tried = []
+    work = devices.falls_back(too_large(tried))
+    with pytest.warns(UserWarning, match="Triton does not work"), pytest.raises(Exception, match="out of"):
+        work(torch.ones(1))
+    assert len(tried) == 2
 
 
 def test_one_trial_for_all_names_of_a_card(monkeypatch):

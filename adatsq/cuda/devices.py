@@ -1,11 +1,14 @@
 """What a device can do for us, found out once: Triton kernels, exact FP8 products."""
 
+import functools
 import importlib.util
 import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class Abilities(NamedTuple):
@@ -25,8 +28,52 @@ class Abilities(NamedTuple):
 
 
 def abilities(device: torch.device) -> Abilities:
-    """Of a device; the CPU has none of them."""
-    return _abilities(_numbered(device))
+    """Of a device; the CPU has none of them. Where a kernel has failed since (`falls_back`), no Triton."""
+    device = _numbered(device)
+    found = _abilities(device)
+    return found._replace(triton=False) if device in _without_triton else found
+
+
+_without_triton: set[torch.device] = set()
+
+
+def falls_back(work: Callable) -> Callable:
+    """The function, done again in plain torch if a Triton kernel cannot be made for it: at shapes that the
+    trial has not seen, one may ask for more than a card has. That device has no Triton from then on, and one
+    warning says so. Its first argument that is a tensor, or a list of them, tells the device."""
+
+    @functools.wraps(work)
+    def run(*given, **named):
+        try:
+            return work(*given, **named)
+        except Exception as error:
+            device = _numbered(_device_of(given))
+            if device in _without_triton or not isinstance(error, _triton_errors()):
+                raise
+            _without_triton.add(device)
+            _warn_of_triton(device, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+            return work(*given, **named)
+
+    return run
+
+
+def _device_of(given: tuple) -> torch.device:
+    tensors = (x for part in given for x in (part if isinstance(part, (list, tuple)) else [part]))
+    return next(x.device for x in tensors if isinstance(x, Tensor))
+
+
+def _triton_errors() -> tuple[type[Exception], ...]:
+    """What Triton raises before a kernel runs."""
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return ()
+    return (TritonError,)
+
+
+def _warn_of_triton(device: torch.device, reason: str) -> None:
+    said = f"Triton does not work on {device} ({reason}): plain torch unpacks and rounds, slowly"
+    warnings.warn(said, stacklevel=3)
 
 
 def _numbered(device: str | torch.device) -> torch.device:
@@ -64,9 +111,7 @@ def _triton_works(device: torch.device) -> bool:
         reason = f"in a trial {wrong} computed something else"
     except Exception as error:  # a missing C compiler, an unknown card: Triton raises all kinds
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    warnings.warn(
-        f"Triton does not work on {device} ({reason}): plain torch unpacks and rounds, slowly", stacklevel=2
-    )
+    _warn_of_triton(device, reason)
     return False
 
 

@@ -169,6 +169,7 @@ torch.library.define(
 
 
 @torch.library.impl(OPERATOR, "default")
+@devices.falls_back
 def _packed_linear(
     x: Tensor,
     planes: Tensor,

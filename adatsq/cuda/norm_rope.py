@@ -64,6 +64,7 @@ torch.library.define(
 
 
 @torch.library.impl(OPERATOR, "default")
+@devices.falls_back
 def _norm_rope(*given) -> tuple[Tensor, Tensor]:
     queries, keys, _, _, cos, sin, _ = given
     if devices.abilities(cos.device).triton:

@@ -38,6 +38,7 @@ def trimmed(planes: Tensor, shape: tuple[int, ...]) -> Tensor:
     return planes[:, : -(-torch.Size(shape).numel() // 8)]
 
 
+@devices.falls_back
 def unpack(
     planes: Tensor, shape: tuple[int, int], dtype: torch.dtype = torch.int8, out: Tensor | None = None
 ) -> Tensor:

@@ -96,6 +96,7 @@ torch.library.define(
 
 
 @torch.library.impl(OPERATOR, "default")
+@devices.falls_back
 def _packed_linears(
     x: Tensor,
     planes: list[Tensor],
