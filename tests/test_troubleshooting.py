@@ -33,7 +33,7 @@ OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate … GiB"
 
 @pytest.fixture(scope="module")
 def messages() -> list[str]:
-    files = [*sorted((ROOT / "adatsq").glob("*.py")), *(importlib.import_module(m).__file__ for m in BELOW)]
+    files = [*sorted((ROOT / "adatsq").rglob("*.py")), *(importlib.import_module(m).__file__ for m in BELOW)]
     return [text for file in map(pathlib.Path, files) for text in templates(file.read_text("utf-8"))]
 
 
