@@ -42,7 +42,7 @@ def multiply(
 
         return multiply_int8(x, s_x, w, s_w, bias, dtype, out=out)
     if x.device.type == "cuda":
-        sums = _int_mm(x, w).float()
+        sums = int_mm(x, w).float()
     else:
         # Exact below 2^24; above, as good as float32 sums are.
         sums = x.float() @ w.float().T
@@ -85,7 +85,7 @@ def _multiply_e4m3(
     return y if whole else _finished(y, bias, dtype, into)
 
 
-def _int_mm(x: Tensor, w: Tensor) -> Tensor:
+def int_mm(x: Tensor, w: Tensor) -> Tensor:
     """int32 sums by cuBLAS, which wants more than 16 rows, and K and N in multiples of 8."""
     rows, (out, inputs) = len(x), w.shape
     x = _pad(x, max(0, 17 - rows), -inputs % 8)
