@@ -162,30 +162,35 @@ def load_pipeline(
     encoders in the dtype of their file, and then do not fit together.
 
     Raises FileNotFoundError if there is neither such a folder nor such a hub name, ValueError if the folder
-    is there but holds no complete pipeline, and if it is more than a GPU holds: for a folder before anything
-    is loaded, for a hub name before anything is put on the GPU.
+    is there but holds no complete pipeline, and if it is more than a GPU holds: before anything is loaded, of
+    a hub name as soon as it is on this disk.
     """
     folder = Path(model)
-    if folder.is_dir():
+    local = folder.is_dir()
+    if local:
         if (folder / QUANTIZED_FILE).exists():
             raise ValueError(f"{folder} holds a quantized pipeline: load it with adatsq.load")
         if not (folder / "model_index.json").exists():
             raise FileNotFoundError(f"{folder} holds no diffusers pipeline: it has no model_index.json")
-        fits.check(lambda: fits.pipeline_bytes(folder, torch_dtype), device, lambda: _advice(torch_dtype))
     elif not _may_be_hub_name(str(model)):
         raise FileNotFoundError(
             f"no folder {str(model)!r}: give a pipeline's folder or its hub name (owner/name)"
         )
+    else:
+        try:
+            folder = Path(DiffusionPipeline.download(str(model)))
+        except Exception as error:  # diffusers and the hub client each raise their own
+            raise FileNotFoundError(
+                f"no pipeline {str(model)!r} on this disk or on the hub: {error}"
+            ) from error
+    fits.check(lambda: fits.pipeline_bytes(folder, torch_dtype), device, lambda: _advice(torch_dtype))
     try:
-        with without_bars() if folder.is_dir() else nullcontext():
+        with without_bars() if local else nullcontext():
             pipe = DiffusionPipeline.from_pretrained(str(model), dtype=torch_dtype)
-    except Exception as error:  # diffusers, the hub client and safetensors each raise their own
-        if folder.is_dir():
-            raise ValueError(f"{folder} is not a complete diffusers pipeline: {error}") from error
-        raise FileNotFoundError(f"no pipeline {str(model)!r} on this disk or on the hub: {error}") from error
-    if folder.is_dir():
-        _check_whole(folder / "transformer", pipe)
-    # of a hub name, the files were not here to be asked
+    except Exception as error:  # safetensors raises its own too
+        raise ValueError(f"{folder} is not a complete diffusers pipeline: {error}") from error
+    _check_whole(folder / "transformer", pipe)
+    # once more, of what is there: a part may have come from files of another kind
     fits.check(lambda: fits.part_bytes(pipe), device, lambda: _advice(torch_dtype))
     return pipe if device is None else pipe.to(device)
 

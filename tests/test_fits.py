@@ -58,8 +58,23 @@ def test_a_quantized_pipeline(packed, tiny_folder, tmp_path, room, monkeypatch):
     assert fits.quantized_bytes(tmp_path / "saved", layers, file, True) <= needed
 
 
-def test_a_hub_pipeline_is_asked_before_it_is_moved(tiny_folder, room, monkeypatch):
+def test_a_hub_pipeline_is_asked_before_it_is_loaded(tiny_folder, room, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        models.DiffusionPipeline, "download", lambda name: asked.append(name) or str(tiny_folder)
+    )
+    monkeypatch.setattr(models.DiffusionPipeline, "from_pretrained", None)  # not reached
+    room(fits.pipeline_bytes(tiny_folder, torch.float32))
+    with pytest.raises(ValueError, match=r"torch_dtype=torch\.bfloat16 takes half of it"):
+        adatsq.load_pipeline("nobody/tiny", device="cuda")
+    assert asked == ["nobody/tiny"]
+
+
+def test_a_pipeline_is_asked_again_before_it_is_moved(tiny_folder, room, monkeypatch):
+    """Of files that are no safetensors, nothing was known before."""
     pipe = adatsq.load_pipeline(tiny_folder)
+    monkeypatch.setattr(models.DiffusionPipeline, "download", lambda name: str(tiny_folder))
+    monkeypatch.setattr(fits, "pipeline_bytes", lambda folder, dtype: 0)
     monkeypatch.setattr(models.DiffusionPipeline, "from_pretrained", lambda *args, **kwargs: pipe)
     monkeypatch.setattr(pipe, "to", lambda device: "moved")
     assert fits.part_bytes(pipe) == pytest.approx(weights(pipe), rel=0.05)
