@@ -3,9 +3,13 @@
 import pandas as pd
 
 from adatsq import tables_speed
-from adatsq.tables_speed import AIMS, LINEARS_AIM, SMALLER_AIM, verdict
+from adatsq.tables_speed import AIMS, LINEARS_AIM, SMALLER_AIM
 
 ADDED = ["unpacking weights", "rounding activations"]  # what a quantized linear does besides its product
+
+
+def verdict(reached: float, aim: float) -> str:
+    return f"the aim of {aim:g} is {'reached' if reached >= aim else 'not reached'}"
 
 
 def steps(table: pd.DataFrame, aims: bool) -> list[str]:
@@ -21,7 +25,7 @@ def steps(table: pd.DataFrame, aims: bool) -> list[str]:
         gain = row[f"bf16 {mode} / this"]
         reached = f" ({verdict(gain, aim)})" if aims else ""
         said.append(f"{gain:.2f} times as fast as {mode} bfloat16{reached}")
-    lines = [f"ours at its fastest by default, {which}, is {' and '.join(said)}", *tables_speed.others(gains)]
+    lines = [f"ours at its fastest by default, {which}, is {' and '.join(said)}", *others(gains)]
     commits = tables_speed.commits(table)
     if len(set(commits.values())) > 1:
         with_code = ", ".join(f"{name} {commit}" for name, commit in commits.items())
@@ -43,6 +47,16 @@ def steps(table: pd.DataFrame, aims: bool) -> list[str]:
     ours = {mode for name, mode in gains.index if name.startswith("adatsq")}
     lacking = sorted({*gains.index.get_level_values(1)} - ours)
     return [*lines, *([f"ours is not measured as {' or '.join(lacking)}"] if lacking else [])]
+
+
+def others(found: pd.DataFrame) -> list[str]:
+    """Of `gains`: rows of ours by default as graphs, but for the fastest of all, in words. No full stops."""
+    first, lines = tables_speed.best(found), []
+    for (name, mode), row in found.iterrows():
+        if mode == "graph" and name.startswith("adatsq W") and f"{name} {mode}" != first[0]:
+            gains = [f"{row[f'bf16 {of} / this']:.2f} times as fast as {of} bfloat16" for of in AIMS]
+            lines.append(f"{name} {mode} is {' and '.join(gains)}")
+    return lines
 
 
 def linears(before: pd.Series, after: pd.Series, floor: pd.Series, aim: bool) -> str:
@@ -95,3 +109,32 @@ def beyond(before: pd.Series, after: pd.Series, gain: float, allowed: float) -> 
         f"the step is {gain:.2f} times as fast as compiled bfloat16, more than the {allowed:.2f} of linears "
         "in half the time with the added floors" + (f": {'; '.join(why)}" if why else "")
     ]
+
+
+VARIANTS = {  # of ours, by the method's name in the table
+    "adatsq": "what `adatsq.accelerate` makes by default",
+    "adatsq fast sums": "the products' faster mode everywhere, also where it is not known to be exact",
+    "adatsq unfused": "activation functions of feed-forwards are kernels of their own, where the default "
+    "computes them while the next linear's input is rounded, and norms and products of Flux's blocks "
+    "are separate too",
+    "adatsq separate norm": "query and key in Flux's blocks are normed and rotated by kernels of "
+    "their own, where the default has one for both",
+    "adatsq separate products": "the linears of Flux's blocks that read the same tokens are products "
+    "of their own, where the default has one for all that share an input",
+}
+
+
+def variants(table: pd.DataFrame) -> list[str]:
+    """What is there of ours, and how each variant's time as a graph compares with the default's, where both
+    were measured with the same code. No full stops."""
+    rows = table[(table["mode"] == "graph") & table["ms"].notna()]
+    keys = ["model", "w_bits", "a_bits", "device", "commit"]
+    default = rows[rows["method"] == "adatsq"].set_index(keys)["ms"]
+    lines = []
+    for method in [method for method in VARIANTS if method in set(table["method"])]:
+        line, mine = f"*{method}*: {VARIANTS[method]}", rows[rows["method"] == method].set_index(keys)["ms"]
+        for key in mine.index.intersection(default.index) if method != "adatsq" else ():
+            name = f"{tables_speed.short(key[0])} W{key[1]:g}A{key[2]:g}"
+            line += f"; {name} {mine[key]:.1f} ms, {default[key]:.1f} ms by default"
+        lines.append(line)
+    return lines

@@ -113,16 +113,6 @@ def _fastest(found: pd.DataFrame, chosen: list[bool]) -> tuple[str, pd.Series] |
     return " ".join(at), rows.loc[at]
 
 
-def others(found: pd.DataFrame) -> list[str]:
-    """Of `gains`: rows of ours by default as graphs, but for the fastest of all, in words. No full stops."""
-    first, lines = best(found), []
-    for (name, mode), row in found.iterrows():
-        if mode == "graph" and name.startswith("adatsq W") and f"{name} {mode}" != first[0]:
-            gains = [f"{row[f'bf16 {of} / this']:.2f} times as fast as {of} bfloat16" for of in AIMS]
-            lines.append(f"{name} {mode} is {' and '.join(gains)}")
-    return lines
-
-
 def commits(table: pd.DataFrame) -> dict[str, str]:
     """Of one model: the code that bfloat16 was measured with in each mode of AIMS, and ours at its fastest by
     default. If they differ, the rows are not of one run."""
@@ -130,36 +120,3 @@ def commits(table: pd.DataFrame) -> dict[str, str]:
     names = pd.Series([f"{label(row)} {row.mode}" for row in rows.itertuples()], index=rows.index, dtype=str)
     wanted = [f"bf16 {mode}" for mode in AIMS] + ([fastest[0]] if fastest else [])
     return {name: str(rows.loc[names == name, "commit"].iloc[-1]) for name in wanted if (names == name).any()}
-
-
-VARIANTS = {  # of ours, by the method's name in the table
-    "adatsq": "what `adatsq.accelerate` makes by default",
-    "adatsq fast sums": "the products' faster mode everywhere, also where it is not known to be exact",
-    "adatsq unfused": "activation functions of feed-forwards are kernels of their own, where the default "
-    "computes them while the next linear's input is rounded, and norms and products of Flux's blocks "
-    "are separate too",
-    "adatsq separate norm": "query and key in Flux's blocks are normed and rotated by kernels of "
-    "their own, where the default has one for both",
-    "adatsq separate products": "the linears of Flux's blocks that read the same tokens are products "
-    "of their own, where the default has one for all that share an input",
-}
-
-
-def variants(table: pd.DataFrame) -> list[str]:
-    """What is there of ours, and how each variant's time as a graph compares with the default's, where both
-    were measured with the same code. No full stops."""
-    rows = table[(table["mode"] == "graph") & table["ms"].notna()]
-    keys = ["model", "w_bits", "a_bits", "device", "commit"]
-    default = rows[rows["method"] == "adatsq"].set_index(keys)["ms"]
-    lines = []
-    for method in [method for method in VARIANTS if method in set(table["method"])]:
-        line, mine = f"*{method}*: {VARIANTS[method]}", rows[rows["method"] == method].set_index(keys)["ms"]
-        for key in mine.index.intersection(default.index) if method != "adatsq" else ():
-            name = f"{short(key[0])} W{key[1]:g}A{key[2]:g}"
-            line += f"; {name} {mine[key]:.1f} ms, {default[key]:.1f} ms by default"
-        lines.append(line)
-    return lines
-
-
-def verdict(reached: float, aim: float) -> str:
-    return f"the aim of {aim:g} is {'reached' if reached >= aim else 'not reached'}"

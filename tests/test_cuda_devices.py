@@ -90,8 +90,9 @@ def test_what_is_no_failure_of_triton_is_raised(triton_on_the_cpu):
     def work(tensors):
         raise RuntimeError("something else")
 
-    with pytest.raises(RuntimeError, match="something else"):
-        work([torch.ones(1)])
+    for given, named in ((([torch.ones(1)],), {}), ((), {"tensors": torch.ones(1)})):
+        with pytest.raises(RuntimeError, match="something else"):
+            work(*given, **named)
     assert devices.abilities(CPU).triton
 
 

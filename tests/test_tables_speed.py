@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from adatsq import tables_speed
+from adatsq import sentences_speed, tables_speed
 from adatsq.plots_speed import WORK_COLORS
 
 COLUMNS = [
@@ -77,11 +77,11 @@ def test_all_that_is_slower_is_said_too(steps):
     more = pd.DataFrame([("adatsq", 3, 3, "graph", 80.0, *[1.0] * 8)], columns=COLUMNS)
     found = tables_speed.gains(pd.concat([steps, more], ignore_index=True))
     assert tables_speed.best(found)[0] == "adatsq W3A3 graph"
-    assert tables_speed.others(found) == [
+    assert sentences_speed.others(found) == [
         "adatsq W4A4 graph is 1.50 times as fast as compiled bfloat16 and 2.00 times as fast as "
         "eager bfloat16"
     ]
-    assert tables_speed.others(found.head(2)) == []  # bfloat16 alone
+    assert sentences_speed.others(found.head(2)) == []  # bfloat16 alone
 
 
 def test_rows_that_are_held_against_each_other_say_their_commits(steps):
@@ -119,11 +119,13 @@ def test_variants_are_compared_where_the_same_code_measured_both(steps):
     more = pd.DataFrame([row, row, row], columns=COLUMNS)
     more["model"], more["device"] = "m, random weights", "card"
     more["commit"], more["a_bits"] = ["new", "old", "new"], [4, 4, 8]  # the last has no default beside it
-    by_default, fast, unfused = tables_speed.variants(pd.concat([steps, more]))
-    assert by_default == f"*adatsq*: {tables_speed.VARIANTS['adatsq']}"
-    assert fast == f"*adatsq fast sums*: {tables_speed.VARIANTS['adatsq fast sums']}"  # no W3A3 by default
+    by_default, fast, unfused = sentences_speed.variants(pd.concat([steps, more]))
+    assert by_default == f"*adatsq*: {sentences_speed.VARIANTS['adatsq']}"
+    assert fast == f"*adatsq fast sums*: {sentences_speed.VARIANTS['adatsq fast sums']}"  # no W3A3 by default
     assert unfused.endswith("; m W4A4 125.0 ms, 100.0 ms by default") and unfused.count(";") == 1
 
 
 def test_an_aim_is_reached_from_it_on():
-    assert "is reached" in tables_speed.verdict(1.4, 1.4) and "not reached" in tables_speed.verdict(1.39, 1.4)
+    assert "is reached" in sentences_speed.verdict(1.4, 1.4) and "not reached" in sentences_speed.verdict(
+        1.39, 1.4
+    )

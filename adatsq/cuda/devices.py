@@ -47,7 +47,7 @@ def falls_back(work: Callable) -> Callable:
         try:
             return work(*given, **named)
         except Exception as error:
-            device = _numbered(_device_of(given))
+            device = _numbered(_device_of((*given, *named.values())))
             if device in _without_triton or not isinstance(error, _triton_errors()):
                 raise
             _without_triton.add(device)

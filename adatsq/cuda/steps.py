@@ -7,7 +7,8 @@ The transformer is at its full size with random weights (`full_size_models`), al
 written as soon as it is measured; a library that is missing or fails is a row that says why. mode: "graph" is
 compiled, and the call a CUDA graph. error: of the answer, relative to bfloat16; weight_bytes: of all tensors
 there; peak_bytes: these and what a step needs; tops: operations of the quantized linears alone over the whole
-step, so that it is a lower bound. --profile: milliseconds by kind of kernel (`kernel_times`).
+step, so that it is a lower bound. --profile: milliseconds by kind of kernel (`kernel_times`), of a call of
+its own; profile_commit says of which code.
 """
 
 import argparse
