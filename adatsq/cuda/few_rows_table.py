@@ -79,6 +79,6 @@ def _compiled(
 ):
     """(kernel, threads, bytes of shared memory, processors) for the current device, which is `device`."""
     defined, shared = options(inputs, groups, bits, scale, bias), shared_bytes(inputs)
-    kernel = compiled(SOURCE, "multiply_few", defined, shared)
+    kernel = compiled(SOURCE, "multiply_few", defined, shared, device)
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     return kernel, defined["THREADS"], shared, processors

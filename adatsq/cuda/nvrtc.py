@@ -1,18 +1,30 @@
 """Kernels in CUDA C++, compiled when they are first used: torch does it by NVRTC, a part of CUDA, so that no
-compiler need be installed."""
+compiler need be installed.
 
-from collections.abc import Mapping
+A launch is ours. Torch's opens CUDA's library and asks for the stream and the device anew at each call, which
+takes longer than some of the kernels do: of Flux's some three hundred in a step, an eager one waits for each.
+"""
+
+import ctypes
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
 from torch.utils import cpp_extension
 
+SLOT = 8  # bytes of an argument as it is handed over, the widest; CUDA's hosts are little-endian: a C int
+# is the first four of them
 
-def compiled(source: Path, name: str, defined: Mapping[str, object], shared: int):
-    """The kernel of this name for the current device, to be called as kernel(grid, block, arguments, shared).
 
-    defined: what the preprocessor replaces. shared: bytes of shared memory that a call asks for.
+def compiled(source: Path, name: str, defined: Mapping[str, object], shared: int, device: torch.device):
+    """The kernel of this name for the current device, which is `device`: to be called as
+    kernel(grid, block, arguments, shared), with tensors, ints (a C int) and floats (a double).
+
+    defined: what the preprocessor replaces. shared: bytes of shared memory that a call asks for. The kernel
+    raises ValueError for a tensor that is elsewhere, RuntimeError for what CUDA refuses.
     """
     options = [f"-D{key}={value}" for key, value in defined.items()]
     # torch looks for CUDA's headers, which our sources do without: any folder will do
@@ -20,4 +32,34 @@ def compiled(source: Path, name: str, defined: Mapping[str, object], shared: int
         kernel = torch.cuda._compile_kernel(source.read_text(), name, nvcc_options=options)
     if shared >= 48 * 1024:
         kernel.set_shared_memory_config(shared)
-    return kernel
+    library = torch.cuda._utils._get_gpu_runtime_library()
+
+    def launch(grid: Sequence[int], block: Sequence[int], arguments: Sequence, shared: int) -> None:
+        for each in arguments:
+            if isinstance(each, Tensor) and each.device != device:  # its address means something else here
+                raise ValueError(f"{name} runs on {device}, and is given a tensor on {each.device}")
+        stream = torch._C._cuda_getCurrentRawStream(device.index)
+        call(library.cuLaunchKernel, kernel.func, grid, block, arguments, shared, stream)
+
+    return launch
+
+
+def call(
+    launch_kernel: Callable[..., int],
+    function: ctypes.c_void_p,
+    grid: Sequence[int],
+    block: Sequence[int],
+    arguments: Sequence[Tensor | int | float],
+    shared: int,
+    stream: int,
+) -> None:
+    """One call of `launch_kernel`, the CUDA driver's cuLaunchKernel, which copies the arguments before it
+    returns. Raises RuntimeError for what it refuses."""
+    values = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
+    kinds = "".join("d" if isinstance(value, float) else "q" for value in values)
+    slots = ctypes.create_string_buffer(struct.pack(kinds, *values))
+    start = ctypes.addressof(slots)
+    places = (ctypes.c_void_p * len(values))(*range(start, start + SLOT * len(values), SLOT))
+    error = launch_kernel(function, *grid, *block, shared, ctypes.c_void_p(stream), places, None)
+    if error:
+        torch.cuda._utils._check_cuda(error)  # raises, in CUDA's words

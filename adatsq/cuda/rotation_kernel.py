@@ -96,5 +96,5 @@ def _compiled(inputs: int, e4m3: bool, device: torch.device, prologue: str, firs
     """(kernel, threads, bytes of shared memory) for the current device, which is `device`."""
     defined = options(inputs, e4m3, prologue, first)
     shared = 4 * inputs if defined["BLOCK"] > MOST_OWN * LOW else 0
-    kernel = compiled(SOURCE, "rotate_rows", defined, shared)
+    kernel = compiled(SOURCE, "rotate_rows", defined, shared, device)
     return kernel, threads_of(inputs), shared
