@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from adatsq.measurements import COMMITS
@@ -35,22 +34,6 @@ OF_ALL = {
 UNKNOWN = "not recorded"
 # Rows of NAME-facts.csv that tell how long the whole method took on a model.
 TIMED = {"method": "adatsq", "w_bits": 4}
-
-# Phases of `adatsq.cuda.full_size`, by method, in their order.
-PARTS = {
-    ("fp", "load"): "load, 16 bit",
-    ("fp", "generate"): "one run, 16 bit",
-    ("adatsq", "record"): "record",
-    ("adatsq", "fisher"): "Fisher information",
-    ("adatsq", "quantize"): "quantize",
-    ("adatsq", "search"): "search",
-    ("adatsq", "save"): "save",
-    ("adatsq", "load"): "load, packed",
-    ("adatsq", "generate"): "one run, packed",
-    ("adatsq", "generate_compiled"): "one run, compiling",
-    ("adatsq", "record_graphs"): "one run, recording CUDA graphs",
-    ("adatsq", "generate_graphs"): "one run, with these graphs",
-}
 
 
 @dataclass(frozen=True)
@@ -131,60 +114,6 @@ def seconds(results: str | Path) -> pd.DataFrame:
             values = [row[part], *alike[part].dropna()]
             known[part.replace("_s", ", s")] = next((float(v) for v in values if pd.notna(v)), float("nan"))
         rows.append({**known, "device": row.device, "commit": row.commit})
-    return pd.DataFrame(rows)
-
-
-def full_size(results: str | Path) -> pd.DataFrame:
-    """Seconds and peak GB (10^9 bytes) of each part of the method at full size, with random weights.
-
-    A row per part, two columns per model. Empty if `python -m adatsq.cuda.full_size` stored nothing.
-    """
-    file = Path(results) / "full-size.csv"
-    if not file.exists():
-        return pd.DataFrame()
-    table = pd.read_csv(file)
-    keys = ["model", "method", "metric"]  # of several devices the one measured last
-    values, columns = table.drop_duplicates(keys, keep="last").set_index(keys)["value"], {}
-    for model in table["model"].unique():
-        for metric, unit, scale in (("_s", "s", 1), ("_peak_memory_bytes", "GB", 1e-9)):
-            column = {
-                says: scale * values.get((model, method, part + metric), np.nan)
-                for (method, part), says in PARTS.items()
-            }
-            columns[f"{model.partition(',')[0]}, {unit}"] = column
-    return pd.DataFrame(columns).dropna(how="all").rename_axis("part").reset_index()
-
-
-def full_size_runs(results: str | Path) -> str:
-    """What the runs at full size were, model by model, in a sentence; "" if nothing is stored."""
-    file, said = Path(results) / "full-size.csv", []
-    table = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["model"])
-    for model in table["model"].unique():
-        last = table[table["model"] == model].iloc[-1]
-        height, width, *frames = last["size"].split("x")
-        shape = f"{height} x {width}" + "".join(f", {count} frames" for count in frames)
-        said.append(
-            f"{model.partition(',')[0]} at {shape}, {last['steps']:g} steps, "
-            f"{last['calibration_steps']:g} of them for Fisher information and weights, on {last['device']}"
-        )
-    return "; ".join(said)
-
-
-def full_size_bytes(results: str | Path) -> pd.DataFrame:
-    """GB (10^9 bytes) of a full-size transformer's tensors and of a pipeline's folder, in 16 bit and packed.
-
-    Two rows per model; empty if `python -m adatsq.cuda.full_size` stored nothing.
-    """
-    file, rows = Path(results) / "full-size.csv", []
-    table = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["model", "method", "metric"])
-    for model, of in table.drop_duplicates(["model", "method", "metric"], keep="last").groupby("model"):
-        values = of.set_index(["method", "metric"])["value"]
-        bits = of.loc[of["method"] == "adatsq", "w_bits"]
-        for metric, says in (("transformer_memory_bytes", "on the device"), ("disk_bytes", "folder")):
-            full, packed = (values.get((method, metric), np.nan) / 1e9 for method in ("fp", "adatsq"))
-            name = model.partition(",")[0]
-            row = {"model": name, "what": says, "weight bits": f"{bits.max():g}" if len(bits) else ""}
-            rows.append(row | {"16 bit": full, "packed": packed, "times smaller": full / packed})
     return pd.DataFrame(rows)
 
 

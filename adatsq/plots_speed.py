@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from adatsq import tables_full_size
 from adatsq.colors import GREY, METHOD_COLORS, PALE, SERIES
 from adatsq.measurements import COMMITS
 from adatsq.plots import INK
@@ -224,16 +225,24 @@ def steps(measured: pd.DataFrame, title: str) -> Axes:
 
 
 def full_size(measured: pd.DataFrame, title: str) -> Axes:
-    """Seconds of each phase of full-size.csv, on a logarithmic axis, a colour per model."""
-    rows = measured[measured["metric"].str.endswith("_s") & ~measured["metric"].str.startswith("step")]
-    rows = rows.assign(phase=rows["method"] + ": " + rows["metric"].str.removesuffix("_s"))
-    phases, models = list(dict.fromkeys(rows["phase"])), list(dict.fromkeys(rows["model"]))
+    """Seconds of each phase of full-size.csv, on a logarithmic axis, a colour per run."""
+    found = {}
+    for run in tables_full_size.runs(measured):
+        values = {"fp": run.full if run.first else {}, "adatsq": run.ours}
+        found[run.name] = {
+            f"{method}: {metric.removesuffix('_s').replace('_', ' ')}": value
+            for method, of in values.items()
+            for metric, value in of.items()
+            if metric.endswith("_s") and not metric.startswith("step")
+        }
+    phases = list(dict.fromkeys(phase for seconds in found.values() for phase in seconds))
     _, ax = plt.subplots(figsize=(7.0, 1.2 + 0.26 * len(phases)))
-    for model, color in zip(models, plt.get_cmap("cividis")(np.linspace(0.1, 0.9, len(models)))):
-        table = rows[rows["model"] == model].drop_duplicates("phase", keep="last")
-        places = [len(phases) - 1 - phases.index(phase) for phase in table["phase"]]
-        ax.scatter(table["value"], places, color=color, s=26, label=model, zorder=3)
-    ax.set_yticks(range(len(phases))[::-1], [phase.replace("_", " ") for phase in phases])
+    for (name, seconds), color in zip(
+        found.items(), plt.get_cmap("cividis")(np.linspace(0.1, 0.9, len(found)))
+    ):
+        places = [len(phases) - 1 - phases.index(phase) for phase in seconds]
+        ax.scatter(list(seconds.values()), places, color=color, s=26, label=name, zorder=3)
+    ax.set_yticks(range(len(phases))[::-1], phases)
     ax.grid(axis="y", color="#EEEEEE", linewidth=0.6)
     ax.set(xscale="log", title=title, xlabel="seconds")
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)

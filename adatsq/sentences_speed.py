@@ -3,7 +3,8 @@
 import pandas as pd
 
 from adatsq import tables_speed
-from adatsq.tables_speed import AIMS, LINEARS_AIM, SMALLER_AIM
+from adatsq.tables_full_size import Run
+from adatsq.tables_speed import AIMS, LINEARS_AIM, SEARCH_AIM, SEARCH_STEPS, SMALLER_AIM
 
 ADDED = ["unpacking weights", "rounding activations"]  # what a quantized linear does besides its product
 
@@ -96,7 +97,7 @@ def at_rest(before: pd.Series, eager: pd.DataFrame, after: pd.Series) -> list[st
 
 def beyond(before: pd.Series, after: pd.Series, gain: float, allowed: float) -> list[str]:
     """If a step is faster than linears in half the time allow: by what."""
-    if gain <= allowed:
+    if round(gain, 2) <= round(allowed, 2):  # as they are shown
         return []
     faster = before.products / after.products
     why = [f"products are {faster:.2f} times as fast, more than twice"] if faster > 2 else []
@@ -136,5 +137,52 @@ def variants(table: pd.DataFrame) -> list[str]:
         for key in mine.index.intersection(default.index) if method != "adatsq" else ():
             name = f"{tables_speed.short(key[0])} W{key[1]:g}A{key[2]:g}"
             line += f"; {name} {mine[key]:.1f} ms, {default[key]:.1f} ms by default"
+        lines.append(line)
+    return lines
+
+
+def full_size(run: Run) -> list[str]:
+    """What a run of full-size.csv took. Nothing of phases that are not there."""
+    full, ours, lines = run.full, run.ours, []
+    if "calibration_s" in ours:
+        lines.append(
+            f"{full['parameters'] / 1e9:.1f} · 10⁹ weights: recording, Fisher information and weights take "
+            f"{ours['calibration_s']:.0f} s, on {run.last('calibration_steps'):g} of {run.last('steps'):g} "
+            "timesteps of one run"
+        )
+    if "search_s" in ours:
+        reached = run.last("steps") >= SEARCH_STEPS and ours["search_s"] <= SEARCH_AIM
+        lines.append(
+            f"the search over {run.last('steps'):g} steps takes {ours['search_s']:.0f} s, "
+            f"{ours['search_calls']:.0f} calls of the transformer: the aim of {SEARCH_AIM} s for "
+            f"{SEARCH_STEPS} steps is {'reached' if reached else 'not reached'}"
+        )
+    end = "_peak_memory_bytes"
+    peaks = {metric.removesuffix(end): value for metric, value in ours.items() if metric.endswith(end)}
+    if peaks:
+        worst = max(peaks, key=peaks.get)
+        before, after = (values["transformer_memory_bytes"] / 1e9 for values in (full, ours))
+        lines.append(
+            f"most memory, {peaks[worst] / 1e9:.0f} GB of tensors, is taken by the phase "
+            f"*{worst.replace('_', ' ')}*; the transformer is {before:.1f} GB in bfloat16 and {after:.1f} GB "
+            "packed"
+        )
+    if "quantize" in peaks:
+        times = peaks["quantize"] / full["transformer_memory_bytes"]
+        lines.append(
+            f"the phase *quantize*, which takes one layer after the other, has {times:.1f} times the "
+            "transformer in bfloat16"
+        )
+    if "generate_s" in ours:
+        line = (
+            f"a whole run takes {full['generate_s']:.1f} s in bfloat16 (eager), {ours['generate_s']:.1f} s "
+            "packed (eager)"
+        )
+        if "generate_graphs_s" in ours:
+            more = (peaks["generate_graphs"] - peaks["generate"]) / 1e9
+            line += (
+                f", {ours['generate_graphs_s']:.1f} s packed with graphs; the run that records them takes "
+                f"{ours['record_graphs_s']:.1f} s, and they take {more:.1f} GB"
+            )
         lines.append(line)
     return lines

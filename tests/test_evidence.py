@@ -21,25 +21,6 @@ def test_every_stored_file_is_counted_once_and_every_command_exists():
         assert importlib.util.find_spec(command.removeprefix("python -m ").split()[0]), command
 
 
-def test_bytes_of_full_size_are_held_against_16_bit(tmp_path):
-    assert evidence.full_size_bytes(tmp_path).empty
-    rows = [("fp", 16, "disk_bytes", 8e9), ("adatsq", 4, "disk_bytes", 2e9), ("adatsq", 4, "search_s", 60)]
-    table = pd.DataFrame(rows, columns=["method", "w_bits", "metric", "value"]).assign(
-        model="big, random weights"
-    )
-    table.to_csv(tmp_path / "full-size.csv", index=False)
-    on_device, folder = evidence.full_size_bytes(tmp_path).to_dict("records")
-    assert folder == {
-        "model": "big",
-        "what": "folder",
-        "weight bits": "4",
-        "16 bit": 8.0,
-        "packed": 2.0,
-        "times smaller": 4.0,
-    }
-    assert pd.isna(on_device["packed"])
-
-
 @pytest.mark.parametrize(("name", "command"), evidence.OF_ALL.items())
 def test_files_of_no_one_model_are_known(name, command, tmp_path):
     pd.DataFrame({"device": ["gpu"], "commit": ["a"]}).to_csv(tmp_path / name, index=False)
@@ -96,40 +77,6 @@ def test_seconds_that_were_measured_anew_are_of_that_commit(tmp_path):
     facts.to_csv(tmp_path / "toy-facts.csv", index=False)
     [row] = evidence.seconds(tmp_path).to_dict("records")
     assert (row["device"], row["commit"]) == ("gpu", "1234567")
-
-
-def test_parts_at_full_size_stand_by_model_in_their_order(tmp_path):
-    assert evidence.full_size(tmp_path).empty
-    rows = [
-        ("flux-dev, random weights", "adatsq", "search_s", 7.0),
-        ("flux-dev, random weights", "fp", "load_s", 99.0),
-        ("flux-dev, random weights", "fp", "load_s", 3.0),  # measured again
-        ("wan, random weights", "adatsq", "search_peak_memory_bytes", 2.5e10),
-        ("wan, random weights", "adatsq", "search_calls", 12.0),
-    ]
-    columns = ["model", "method", "metric", "value"]
-    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "full-size.csv", index=False)
-    assert evidence.markdown(evidence.full_size(tmp_path)).splitlines() == [
-        "| part | flux-dev, s | flux-dev, GB | wan, s | wan, GB |",
-        "|---|---:|---:|---:|---:|",
-        "| load, 16 bit | 3.0 |  |  |  |",
-        "| search | 7.0 |  |  | 25.0 |",
-    ]
-
-
-def test_runs_at_full_size_are_told_with_their_size_and_steps(tmp_path):
-    assert evidence.full_size_runs(tmp_path) == ""
-    columns = ["model", "size", "steps", "calibration_steps", "device"]
-    rows = [
-        ("flux-dev, random weights", "1024x1024", 50, 10, "a GPU"),
-        ("wan, random weights", "480x832x81", 50, 10, "a GPU"),
-        ("wan, random weights", "480x832x81", 20, 5, "another GPU"),  # measured again
-    ]
-    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "full-size.csv", index=False)
-    assert evidence.full_size_runs(tmp_path).split("; ") == [
-        "flux-dev at 1024 x 1024, 50 steps, 10 of them for Fisher information and weights, on a GPU",
-        "wan at 480 x 832, 81 frames, 20 steps, 5 of them for Fisher information and weights, on another GPU",
-    ]
 
 
 def test_a_weight_takes_a_byte_while_it_runs():

@@ -105,15 +105,24 @@ def test_methods_and_failures_are_rows():
 
 def test_phases_of_full_size_runs():
     rows = [
-        ("flux", "fp", "load_s", 20.0),
-        ("flux", "adatsq", "search_s", 60.0),
-        ("wan", "fp", "load_s", 3.0),
+        ("flux, random weights", "fp", 16, "load_s", 20.0),
+        ("flux, random weights", "adatsq", 4, "search_s", 60.0),
+        ("wan, random weights", "fp", 16, "load_s", 3.0),
+        ("flux, random weights", "fp", 16, "step_s", 0.1),
+        ("flux, random weights", "fp", 16, "disk_bytes", 2e10),
     ]
-    rows += [("flux", "fp", "step_s", 0.1), ("flux", "fp", "disk_bytes", 2e10)]
-    table = pd.DataFrame(rows, columns=["model", "method", "metric", "value"])
+    table = pd.DataFrame(rows, columns=["model", "method", "w_bits", "metric", "value"])
+    table = table.assign(a_bits=table["w_bits"])
     ax = plots_speed.full_size(table, "title")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["fp: load", "adatsq: search"]
     assert [len(points.get_offsets()) for points in ax.collections] == [2, 1]
+    more = table[table["method"] == "adatsq"].assign(w_bits=3, value=50.0)
+    ax = plots_speed.full_size(pd.concat([table, more]), "title")
+    assert [points.get_offsets().data.tolist() for points in ax.collections] == [
+        [[20.0, 1.0], [60.0, 0.0]],
+        [[50.0, 0.0]],  # full precision is the model's, and not drawn again
+        [[3.0, 1.0]],
+    ]
 
 
 def test_kernels_that_move_bytes_stand_at_their_rate():

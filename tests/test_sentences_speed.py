@@ -82,6 +82,7 @@ def test_products_that_are_faster_with_pauses_are_named():
 def test_what_is_more_than_linears_allow_is_explained():
     before, after = work(100, 50, 30, 0, 0), work(40, 50, 20, 4, 6)
     assert sentences_speed.beyond(before, after, 1.2, 1.3) == []
+    assert sentences_speed.beyond(before, after, 1.094, 1.086) == []  # as they are shown
     (line,) = sentences_speed.beyond(before, after, 1.5, 1.3)
     assert line.endswith(
         "floors: products are 2.50 times as fast, more than twice; with fusing, the rest takes 20.0 ms, "

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import adatsq
-from adatsq import evidence, tables
+from adatsq import evidence, tables, tables_full_size
 from adatsq.world.aims import AT_LEAST, BELOW_AT_MOST, aim
 
 DATA = Path(adatsq.__file__).resolve().parents[1] / "data"
@@ -21,10 +21,10 @@ def full_size() -> str:
     names = evidence.not_mini(results, DATA / "models")
     if names:
         return f"Models with stored results that are not mini models: {', '.join(names)}."
-    if (results / "full-size.csv").exists():
+    if len(runs := tables_full_size.read(results)):
         said = (
             "The whole method was run at full size **with random weights**: "
-            f"{evidence.full_size_runs(results)}. Seconds and memory are in "
+            f"{tables_full_size.told(runs)}. Seconds and memory are in "
             "`data/results/full-size.csv`, and {ref}`your-model` shows them. "
             "**With trained weights nothing is stored**"
         )
@@ -37,21 +37,21 @@ def full_size() -> str:
 
 
 def full_size_times() -> str:
-    table = evidence.full_size(DATA / "results")
+    table = tables_full_size.read(DATA / "results")
     if table.empty:
         return f"{NOTHING}: `python -m adatsq.cuda.full_size` would measure it, on a GPU."
     return (
         "**Measured at full size, with random weights**: the transformer has the real shapes, so seconds "
         "and memory hold; pictures mean nothing. The runs: "
-        + evidence.full_size_runs(DATA / "results")
+        + tables_full_size.told(table)
         + ". As the command has it by default: one calibration prompt, small text encoders, guidance that "
         "takes a second call of the transformer off, and what `adatsq.load(packed=True)` gives, without the "
         "fused activation functions of `adatsq.accelerate`. The Fisher information recomputes activations "
         "(diffusers' gradient checkpointing). From `data/results/full-size.csv`, seconds and the most that "
         "tensors took at once, in GB of 10⁹ bytes; a part without numbers was not run:\n\n"
-        + evidence.markdown(table)
+        + evidence.markdown(tables_full_size.parts(table))
         + "\n\nThe transformer's tensors, and the pipeline's folder with small text encoders, in GB:\n\n"
-        + evidence.markdown(evidence.full_size_bytes(DATA / "results"), digits=2)
+        + evidence.markdown(tables_full_size.sizes(table), digits=2)
     )
 
 

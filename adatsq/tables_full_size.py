@@ -1,0 +1,111 @@
+"""Tables of full-size.csv: the whole method at the real models' size, run by run.
+
+A run is of one model and bits of ours. Full precision is measured once for a model, whatever the bits; its
+values are there for each run. Of several devices, the one measured last.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from adatsq.measurements import COMMITS
+from adatsq.tables_speed import short
+
+FILE = "full-size.csv"
+# Phases of `adatsq.cuda.full_size`, by method, in their order.
+PARTS = {
+    ("fp", "load"): "load, 16 bit",
+    ("fp", "generate"): "one run, 16 bit",
+    ("adatsq", "record"): "record",
+    ("adatsq", "fisher"): "Fisher information",
+    ("adatsq", "quantize"): "quantize",
+    ("adatsq", "search"): "search",
+    ("adatsq", "save"): "save",
+    ("adatsq", "load"): "load, packed",
+    ("adatsq", "generate"): "one run, packed",
+    ("adatsq", "generate_compiled"): "one run, compiling",
+    ("adatsq", "record_graphs"): "one run, recording CUDA graphs",
+    ("adatsq", "generate_graphs"): "one run, with these graphs",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """name: the model's, with the bits if it was run with several. first: of its model. full, ours: values by
+    metric, of full precision and of ours. rows: all that they are from."""
+
+    name: str
+    first: bool
+    full: dict[str, float]
+    ours: dict[str, float]
+    rows: pd.DataFrame
+
+    def last(self, column: str):
+        return self.rows[column].iloc[-1]
+
+
+def read(results: str | Path) -> pd.DataFrame:
+    """The table in data/results; empty if `python -m adatsq.cuda.full_size` stored nothing."""
+    file = Path(results) / FILE
+    columns = ["model", "method", "w_bits", "a_bits", "metric", "value"]
+    return pd.read_csv(file, dtype=COMMITS) if file.exists() else pd.DataFrame(columns=columns)
+
+
+def runs(table: pd.DataFrame) -> list[Run]:
+    """Those of the table, in its order; one without values of ours for a model that has none."""
+    found = []
+    for model, rows in table.groupby("model", sort=False):
+        full, ours = rows[rows["method"] == "fp"], rows[rows["method"] != "fp"]
+        several = [(bits, some) for bits, some in ours.groupby(["w_bits", "a_bits"], sort=False)]
+        for i, ((w_bits, a_bits), some) in enumerate(several or [((None, None), ours)]):
+            name = short(model) + (f" W{w_bits:g}A{a_bits:g}" if len(several) > 1 else "")
+            found.append(Run(name, i == 0, _values(full), _values(some), pd.concat([full, some])))
+    return found
+
+
+def _values(rows: pd.DataFrame) -> dict[str, float]:
+    return dict(zip(rows["metric"], rows["value"]))  # the last of a metric
+
+
+def parts(table: pd.DataFrame) -> pd.DataFrame:
+    """Seconds and peak GB (10^9 bytes) of each part of the method, with random weights.
+
+    A row per part, two columns per run; full precision stands at a model's first.
+    """
+    columns = {}
+    for run in runs(table):
+        values = {"fp": run.full if run.first else {}, "adatsq": run.ours}
+        for metric, unit, scale in (("_s", "s", 1), ("_peak_memory_bytes", "GB", 1e-9)):
+            columns[f"{run.name}, {unit}"] = {
+                says: scale * values[method].get(part + metric, np.nan)
+                for (method, part), says in PARTS.items()
+            }
+    return pd.DataFrame(columns).dropna(how="all").rename_axis("part").reset_index()
+
+
+def told(table: pd.DataFrame) -> str:
+    """What the runs were, one after the other, in a sentence; "" without any."""
+    said = []
+    for run in runs(table):
+        height, width, *frames = run.last("size").split("x")
+        shape = f"{height} x {width}" + "".join(f", {count} frames" for count in frames)
+        said.append(
+            f"{run.name} at {shape}, {run.last('steps'):g} steps, {run.last('calibration_steps'):g} of them "
+            f"for Fisher information and weights, on {run.last('device')}"
+        )
+    return "; ".join(said)
+
+
+def sizes(table: pd.DataFrame) -> pd.DataFrame:
+    """GB (10^9 bytes) of the transformer's tensors and of a pipeline's folder, in 16 bit and packed: two rows
+    per run."""
+    rows = []
+    for run in runs(table):
+        bits = f"{run.last('w_bits'):g}" if run.ours else ""
+        for metric, says in (("transformer_memory_bytes", "on the device"), ("disk_bytes", "folder")):
+            full, packed = (values.get(metric, np.nan) / 1e9 for values in (run.full, run.ours))
+            row = {"model": run.name, "what": says, "weight bits": bits}
+            rows.append(row | {"16 bit": full, "packed": packed, "times smaller": full / packed})
+    return pd.DataFrame(rows)
