@@ -201,7 +201,12 @@ def steps(measured: pd.DataFrame, title: str) -> Axes:
                 said = f"{value:.0f} ms" if value >= 10 else f"{value:.2g} ms"
                 said += ", bar cut" * (value > end)
             else:
-                said = fill(shorten(failed, 120, placeholder=" …"), 60) if isinstance(failed, str) else ""
+                alone = (
+                    measured.loc[measured["row"] == name, "ms"].isna().all()
+                )  # no bar that lines would hide
+                said = failed if isinstance(failed, str) else ""
+                said = shorten(said, 120 if alone else 80, placeholder=" …")
+                said = fill(said, 60) if alone else said
             ax.annotate(
                 said,
                 (end if end == end else 0, place),

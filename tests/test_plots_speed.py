@@ -94,6 +94,7 @@ def test_methods_and_failures_are_rows():
         ("adatsq", 3, 4, "compiled", 100.0, None),
         ("gemlite A8W8", 8, 8, "eager", None, "ImportError: no kernel"),
         ("slow", 4, 16, "eager", 2000.0, None),
+        ("slow", 4, 16, "compiled", None, "RuntimeError: " + "a long reason " * 9),
     ]
     ax = plots_speed.steps(pd.DataFrame(rows, columns=columns), "title")
     names = [label.get_text() for label in ax.get_yticklabels()]
@@ -101,6 +102,8 @@ def test_methods_and_failures_are_rows():
     assert {"170 ms", "128 ms", "100 ms", "ImportError: no kernel", "2000 ms, bar cut"} <= set(texts(ax))
     assert np.nanmax([bar.get_width() for bar in ax.patches]) == plots_speed.LONGEST * 170
     assert ax.get_lines()[0].get_xdata()[0] == 128  # the line to beat
+    (reason,) = [text for text in texts(ax) if text.startswith("RuntimeError")]
+    assert "\n" not in reason and len(reason) <= 80  # beside the bar of another mode there is one line
 
 
 def test_phases_of_full_size_runs():
