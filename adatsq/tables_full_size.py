@@ -86,16 +86,17 @@ def parts(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def told(table: pd.DataFrame) -> str:
-    """What the runs were, one after the other, in a sentence; "" without any."""
-    said = []
+    """What the runs were, in a sentence; "" without any. Names of runs that were alike stand together."""
+    said = {}
     for run in runs(table):
         height, width, *frames = run.last("size").split("x")
         shape = f"{height} x {width}" + "".join(f", {count} frames" for count in frames)
-        said.append(
-            f"{run.name} at {shape}, {run.last('steps'):g} steps, {run.last('calibration_steps'):g} of them "
-            f"for Fisher information and weights, on {run.last('device')}"
+        what = (
+            f"{shape}, {run.last('steps'):g} steps, {run.last('calibration_steps'):g} of them for Fisher "
+            f"information and weights, on {run.last('device')}"
         )
-    return "; ".join(said)
+        said.setdefault(what, []).append(run.name)
+    return "; ".join(f"{', '.join(names)} at {what}" for what, names in said.items())
 
 
 def sizes(table: pd.DataFrame) -> pd.DataFrame:

@@ -77,6 +77,18 @@ def test_runs_are_told_with_their_size_and_steps():
     ]
 
 
+def test_runs_that_were_alike_are_told_once():
+    rows = table(
+        (FLUX, "adatsq", 4, 4, "search_s", 1.0),
+        (FLUX, "adatsq", 3, 3, "search_s", 1.0),
+        (WAN, "adatsq", 4, 4, "search_s", 1.0),
+    ).assign(size="1024x1024", steps=50, calibration_steps=10, device="a GPU")
+    assert tables_full_size.told(rows) == (
+        "flux-dev W4A4, flux-dev W3A3, wan at 1024 x 1024, 50 steps, 10 of them for Fisher information and "
+        "weights, on a GPU"
+    )
+
+
 def test_bytes_are_held_against_16_bit():
     rows = table(
         ("big, random weights", "fp", 16, 16, "disk_bytes", 8e9),
