@@ -69,6 +69,12 @@ class AdatsqQuantizer(DiffusersQuantizer):
             check_layer(name, said, model, self.keys)
             model.set_submodule(name, nn.Module())
             self.holders[name] = model.get_submodule(name)
+        missing = [key for key in model.state_dict() if key not in set(self.keys)]
+        if missing:  # diffusers would leave them random
+            raise ValueError(
+                f"the files are incomplete: {len(missing)} of the transformer's tensors are in none of them, "
+                f"the first is {missing[0]}: copy them again from where they were saved"
+            )
         for key in self.keys:
             name, _, part = key.rpartition(".")
             if name in self.holders:

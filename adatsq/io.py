@@ -172,9 +172,9 @@ def _check_fits(folder: Path, manifest: dict, device: str | torch.device | None,
         return fits.quantized_bytes(folder, manifest["layers"], _weights(folder), packed)
 
     def advice() -> str:
-        less = "" if packed else f"packed=True takes {needed(True) / 1e9:.3g} GB; "
+        less = "" if packed else f"packed=True takes {needed(True) / 1e9:.3g} GB; or "
         return (
-            f"{less}or load it without a device and call pipe.enable_model_cpu_offload(), which holds one "
+            f"{less}load it without a device and call pipe.enable_model_cpu_offload(), which holds one "
             "part of the pipeline at a time"
         )
 

@@ -32,6 +32,7 @@ POINTS = (  # on the roofline: part and codes of cuda-shapes.csv, how it is draw
     ("linear, whole", "float8_e4m3fn", "s", ROOFS["fp8"]),
     ("product", "int8", "^", SERIES[2]),
     ("linear, whole", "int8", "s", SERIES[2]),
+    ("sums in int8, cuBLAS", "int8", "v", SERIES[2]),
     ("linear, whole", "", "D", SERIES[4]),
 )
 MODES = {"eager": PALE, "compiled": SERIES[0], "graph": SERIES[2]}
@@ -67,7 +68,8 @@ def roofline(floors: pd.DataFrame, card: Card, title: str, measured: pd.DataFram
         for part, codes, marker, color in POINTS:
             rows = measured[(measured["part"] == part) & (measured["codes"].fillna("") == codes)]
             if len(rows):
-                said = f"measured: {part}{CODES[codes] if part != 'bf16 linear' else ''}"
+                named = "bf16" in part or "int8" in part
+                said = f"measured: {part}{'' if named else CODES[codes]}"
                 at = rows["operations"] / rows["bytes"]
                 ax.scatter(at, rows["tops"], s=26, marker=marker, color=color, label=said)
         ax.legend(loc="lower right")
@@ -94,13 +96,15 @@ MOVING = {  # kernels that compute next to nothing: part of cuda-shapes.csv, kin
     "unpack": "unpacking weights",
     "scale, round": "rounding activations",
     "rotate, scale, round": "rounding activations",
+    "gelu, rotate, scale, round": "rounding activations",
+    "gelu alone": "rest",
 }
 
 
 def moving(measured: pd.DataFrame, title: str) -> Axes:
     """Bytes per second of the kernels that only move bytes, over those of a call; dotted: a plain copy."""
     _, ax = plt.subplots(figsize=(7.0, 3.0))
-    for (part, kind), marker in zip(MOVING.items(), "osD"):
+    for (part, kind), marker in zip(MOVING.items(), "osDv^"):
         rows = measured[measured["part"] == part]
         if len(rows):
             rate = rows["bytes"] / rows["ms"] / 1e9
@@ -201,9 +205,8 @@ def steps(measured: pd.DataFrame, title: str) -> Axes:
                 said = f"{value:.0f} ms" if value >= 10 else f"{value:.2g} ms"
                 said += ", bar cut" * (value > end)
             else:
-                alone = (
-                    measured.loc[measured["row"] == name, "ms"].isna().all()
-                )  # no bar that lines would hide
+                # a line may stand where another mode's bar would be, if there is none
+                alone = measured.loc[measured["row"] == name, "ms"].isna().all()
                 said = failed if isinstance(failed, str) else ""
                 said = shorten(said, 120 if alone else 80, placeholder=" …")
                 said = fill(said, 60) if alone else said

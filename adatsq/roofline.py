@@ -24,23 +24,19 @@ BLOCK, MODULATION, _ = KINDS.values()
 
 @dataclass(frozen=True)
 class Card:
-    """Operations per second in bfloat16 and in FP8, bytes per second; measured: ms of (model, quantity)."""
+    """Operations per second in bfloat16 and in FP8, bytes per second."""
 
     bf16: float
     fp8: float
     bandwidth: float
-    measured: dict[tuple[str, str], float]
 
 
 def card(file: str | Path) -> Card:
     """Of data/hardware.csv. ValueError if a quantity is missing."""
-    table = pd.read_csv(file)
-    peaks = table[table["model"].isna()].set_index("quantity")["value"]
+    peaks = pd.read_csv(file).set_index("quantity")["value"]
     if missing := {"bf16 peak", "fp8 peak", "bandwidth"} - set(peaks.index):
         raise ValueError(f"{file} has no {', '.join(sorted(missing))}")
-    rows = table.dropna(subset="model")
-    measured = {(row.model, row.quantity): float(row.value) for row in rows.itertuples()}
-    return Card(peaks["bf16 peak"], peaks["fp8 peak"], peaks["bandwidth"], measured)
+    return Card(peaks["bf16 peak"], peaks["fp8 peak"], peaks["bandwidth"])
 
 
 def floor_ms(operations, moved, peak: float, bandwidth: float):

@@ -144,16 +144,18 @@ def variants(table: pd.DataFrame) -> list[str]:
 def full_size(run: Run) -> list[str]:
     """What a run of full-size.csv took. Nothing of phases that are not there."""
     full, ours, lines = run.full, run.ours, []
+    steps = run.of("steps")
+    if "parameters" in full:
+        lines.append(f"{full['parameters'] / 1e9:.1f} · 10⁹ weights")
     if "calibration_s" in ours:
         lines.append(
-            f"{full['parameters'] / 1e9:.1f} · 10⁹ weights: recording, Fisher information and weights take "
-            f"{ours['calibration_s']:.0f} s, on {run.last('calibration_steps'):g} of {run.last('steps'):g} "
-            "timesteps of one run"
+            f"recording {steps:g} timesteps of one run, and Fisher information and weights on "
+            f"{run.of('calibration_steps'):g} of them, take {ours['calibration_s']:.0f} s"
         )
     if "search_s" in ours:
-        reached = run.last("steps") >= SEARCH_STEPS and ours["search_s"] <= SEARCH_AIM
+        reached = steps >= SEARCH_STEPS and ours["search_s"] <= SEARCH_AIM
         lines.append(
-            f"the search over {run.last('steps'):g} steps takes {ours['search_s']:.0f} s, "
+            f"the search over {steps:g} steps takes {ours['search_s']:.0f} s, "
             f"{ours['search_calls']:.0f} calls of the transformer: the aim of {SEARCH_AIM} s for "
             f"{SEARCH_STEPS} steps is {'reached' if reached else 'not reached'}"
         )
@@ -161,28 +163,33 @@ def full_size(run: Run) -> list[str]:
     peaks = {metric.removesuffix(end): value for metric, value in ours.items() if metric.endswith(end)}
     if peaks:
         worst = max(peaks, key=peaks.get)
-        before, after = (values["transformer_memory_bytes"] / 1e9 for values in (full, ours))
         lines.append(
             f"most memory, {peaks[worst] / 1e9:.0f} GB of tensors, is taken by the phase "
-            f"*{worst.replace('_', ' ')}*; the transformer is {before:.1f} GB in bfloat16 and {after:.1f} GB "
-            "packed"
+            f"*{worst.replace('_', ' ')}*"
         )
-    if "quantize" in peaks:
-        times = peaks["quantize"] / full["transformer_memory_bytes"]
+    sizes = [values.get("transformer_memory_bytes") for values in (full, ours)]
+    if all(sizes):
+        lines.append(
+            f"the transformer is {sizes[0] / 1e9:.1f} GB in bfloat16 and {sizes[1] / 1e9:.1f} GB packed"
+        )
+    if "quantize" in peaks and sizes[0]:
+        times = peaks["quantize"] / sizes[0]
         lines.append(
             f"the phase *quantize*, which takes one layer after the other, has {times:.1f} times the "
             "transformer in bfloat16"
         )
-    if "generate_s" in ours:
-        line = (
-            f"a whole run takes {full['generate_s']:.1f} s in bfloat16 (eager), {ours['generate_s']:.1f} s "
-            "packed (eager)"
-        )
-        if "generate_graphs_s" in ours:
-            more = (peaks["generate_graphs"] - peaks["generate"]) / 1e9
-            line += (
-                f", {ours['generate_graphs_s']:.1f} s packed with graphs; the run that records them takes "
-                f"{ours['record_graphs_s']:.1f} s, and they take {more:.1f} GB"
-            )
+    whole = {
+        "in bfloat16 (eager)": full.get("generate_s"),
+        "packed (eager)": ours.get("generate_s"),
+        "packed with graphs": ours.get("generate_graphs_s"),
+    }
+    said = [f"{seconds:.1f} s {how}" for how, seconds in whole.items() if seconds]
+    if said:
+        lines.append(f"a whole run takes {', '.join(said)}")
+    if "record_graphs_s" in ours:
+        line = f"the run that records the graphs takes {ours['record_graphs_s']:.1f} s"
+        if {"generate_compiled", "generate_graphs"} <= set(peaks):
+            more = (peaks["generate_graphs"] - peaks["generate_compiled"]) / 1e9
+            line += f", and with them a run takes {more:.1f} GB more than compiled without"
         lines.append(line)
     return lines

@@ -1,7 +1,7 @@
 """Tables of full-size.csv: the whole method at the real models' size, run by run.
 
 A run is of one model and bits of ours. Full precision is measured once for a model, whatever the bits; its
-values are there for each run. Of several devices, the one measured last.
+values are there for each run. Of several devices, a model's is the one that was measured last.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from adatsq.measurements import COMMITS
-from adatsq.tables_speed import short
+from adatsq.tables_speed import of_one_device, short
 
 FILE = "full-size.csv"
 # Phases of `adatsq.cuda.full_size`, by method, in their order.
@@ -42,8 +42,10 @@ class Run:
     ours: dict[str, float]
     rows: pd.DataFrame
 
-    def last(self, column: str):
-        return self.rows[column].iloc[-1]
+    def of(self, column: str):
+        """Of what was calibrated and searched; other parts may have been run again with other steps."""
+        found = [self.rows[self.rows["metric"] == metric] for metric in ("search_s", "fisher_s")]
+        return next((rows for rows in found if len(rows)), self.rows)[column].iloc[-1]
 
 
 def read(results: str | Path) -> pd.DataFrame:
@@ -56,7 +58,7 @@ def read(results: str | Path) -> pd.DataFrame:
 def runs(table: pd.DataFrame) -> list[Run]:
     """Those of the table, in its order; one without values of ours for a model that has none."""
     found = []
-    for model, rows in table.groupby("model", sort=False):
+    for model, rows in of_one_device(table).groupby("model", sort=False):
         full, ours = rows[rows["method"] == "fp"], rows[rows["method"] != "fp"]
         several = [(bits, some) for bits, some in ours.groupby(["w_bits", "a_bits"], sort=False)]
         for i, ((w_bits, a_bits), some) in enumerate(several or [((None, None), ours)]):
@@ -89,11 +91,11 @@ def told(table: pd.DataFrame) -> str:
     """What the runs were, in a sentence; "" without any. Names of runs that were alike stand together."""
     said = {}
     for run in runs(table):
-        height, width, *frames = run.last("size").split("x")
+        height, width, *frames = run.of("size").split("x")
         shape = f"{height} x {width}" + "".join(f", {count} frames" for count in frames)
         what = (
-            f"{shape}, {run.last('steps'):g} steps, {run.last('calibration_steps'):g} of them for Fisher "
-            f"information and weights, on {run.last('device')}"
+            f"{shape}, {run.of('steps'):g} steps, {run.of('calibration_steps'):g} of them for Fisher "
+            f"information and weights, on {run.of('device')}"
         )
         said.setdefault(what, []).append(run.name)
     return "; ".join(f"{', '.join(names)} at {what}" for what, names in said.items())
@@ -104,7 +106,7 @@ def sizes(table: pd.DataFrame) -> pd.DataFrame:
     per run."""
     rows = []
     for run in runs(table):
-        bits = f"{run.last('w_bits'):g}" if run.ours else ""
+        bits = f"{run.of('w_bits'):g}" if run.ours else ""
         for metric, says in (("transformer_memory_bytes", "on the device"), ("disk_bytes", "folder")):
             full, packed = (values.get(metric, np.nan) / 1e9 for values in (run.full, run.ours))
             row = {"model": run.name, "what": says, "weight bits": bits}

@@ -32,6 +32,13 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
     return keyed.sort_values(names, kind="stable").drop(columns=names)
 
 
+def of_one_device(table: pd.DataFrame) -> pd.DataFrame:
+    """For each model, the rows of the device that it was measured on last."""
+    if "device" not in table:
+        return table
+    return table[table["device"] == table.groupby("model")["device"].transform("last")]
+
+
 def short(model: str) -> str:
     """ "flux-dev" of "flux-dev, random weights"."""
     return model.partition(",")[0]

@@ -39,7 +39,7 @@ def test_all_phases_run_and_write_their_rows(model, tmp_path, capsys):
         assert (rows["value"] > 0).all()
     assert table[["device", "torch", "commit", "diffusers", "seed", "size"]].notna().all(axis=None)
     assert (folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json").exists()  # shards
-    pipe = adatsq.load(f"{folder}-w4", packed=True)
+    pipe = adatsq.load(f"{folder}-w4a4", packed=True)
     assert any(isinstance(module, PackedLinear) for module in pipe.transformer.modules())
     assert len(pipe.transformer._adatsq_policy.timesteps) == 5
     said = capsys.readouterr().out

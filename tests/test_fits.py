@@ -55,6 +55,7 @@ def test_a_quantized_pipeline(packed, tiny_folder, tmp_path, room, monkeypatch):
     with pytest.raises(ValueError, match="enable_model_cpu_offload") as error:
         adatsq.load(tmp_path / "saved", "cuda", packed)
     assert ("packed=True takes" in str(error.value)) != packed
+    assert (". load it without a device" if packed else "GB; or load it without a device") in str(error.value)
     assert fits.quantized_bytes(tmp_path / "saved", layers, file, True) <= needed
 
 

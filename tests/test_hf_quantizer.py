@@ -141,6 +141,11 @@ NAME = "transformer_blocks.0.attn.to_q"
             lambda tensors: tensors.update({f"{NAME}.down": torch.zeros(2, 32)}),
             f"layer {NAME}: its up are missing",
         ),
+        (
+            lambda tensors: tensors.pop("transformer_blocks.0.attn.norm_k.weight"),
+            "the files are incomplete: 1 of the transformer's tensors are in none of them, the first is "
+            "transformer_blocks.0.attn.norm_k.weight",
+        ),
     ],
 )
 def test_missing_and_wrong_tensors_are_named(change, message, flux):

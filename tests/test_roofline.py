@@ -15,7 +15,7 @@ from adatsq.cuda.full_size_models import MODELS, build
 from adatsq.cuda.linear import PackedLinear
 from adatsq.cuda.measuring import tensor_bytes
 
-CARD = roofline.Card(1e15, 2e15, 4e12, {})
+CARD = roofline.Card(1e15, 2e15, 4e12)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -91,9 +91,9 @@ def test_counted_bytes_are_those_that_packed_layers_hold(model, w_bits):
     assert tensor_bytes(pipe.transformer) == expected + 4 * len(layers)  # a flag each
 
 
-def test_a_card_is_read_with_its_measurements(tmp_path):
+def test_a_card_is_read(tmp_path):
     card = roofline.card(pathlib.Path(__file__).parents[1] / "data" / "hardware.csv")
-    assert card.fp8 == 2 * card.bf16 and card.measured["flux-dev", "bf16 step compiled"] > 0
-    (tmp_path / "card.csv").write_text("quantity,model,value\nbf16 peak,,1\n")
+    assert card.fp8 == 2 * card.bf16 and card.bandwidth > 1e12
+    (tmp_path / "card.csv").write_text("quantity,value\nbf16 peak,1\n")
     with pytest.raises(ValueError, match="has no bandwidth, fp8 peak"):
         roofline.card(tmp_path / "card.csv")

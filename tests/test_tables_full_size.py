@@ -119,6 +119,7 @@ def run_of(steps, **ours):
 
 def test_a_run_in_words():
     graphs = {"generate_graphs_peak_memory_bytes": 9e9, "generate_graphs_s": 5.0, "record_graphs_s": 12.0}
+    graphs["generate_compiled_peak_memory_bytes"] = 6e9
     peaks = {"fisher_peak_memory_bytes": 46e9, "quantize_peak_memory_bytes": 36e9}
     run = run_of(
         50,
@@ -132,27 +133,46 @@ def test_a_run_in_words():
         **graphs,
     )
     assert sentences_speed.full_size(run) == [
-        "12.0 · 10⁹ weights: recording, Fisher information and weights take 60 s, on 10 of 50 timesteps of "
-        "one run",
+        "12.0 · 10⁹ weights",
+        "recording 50 timesteps of one run, and Fisher information and weights on 10 of them, take 60 s",
         "the search over 50 steps takes 44 s, 297 calls of the transformer: the aim of 60 s for 50 steps is "
         "reached",
-        "most memory, 46 GB of tensors, is taken by the phase *fisher*; the transformer is 24.0 GB in "
-        "bfloat16 and 5.0 GB packed",
+        "most memory, 46 GB of tensors, is taken by the phase *fisher*",
+        "the transformer is 24.0 GB in bfloat16 and 5.0 GB packed",
         "the phase *quantize*, which takes one layer after the other, has 1.5 times the transformer in "
         "bfloat16",
-        "a whole run takes 9.0 s in bfloat16 (eager), 10.0 s packed (eager), 5.0 s packed with graphs; the "
-        "run that records them takes 12.0 s, and they take 2.0 GB",
+        "a whole run takes 9.0 s in bfloat16 (eager), 10.0 s packed (eager), 5.0 s packed with graphs",
+        "the run that records the graphs takes 12.0 s, and with them a run takes 3.0 GB more than compiled "
+        "without",
     ]
 
 
 def test_nothing_is_said_of_phases_that_were_not_run():
-    assert sentences_speed.full_size(run_of(50)) == []
-    assert sentences_speed.full_size(run_of(50, generate_s=10.0)) == [
-        "a whole run takes 9.0 s in bfloat16 (eager), 10.0 s packed (eager)"
+    assert sentences_speed.full_size(run_of(50))[1:] == ["a whole run takes 9.0 s in bfloat16 (eager)"]
+    packed = dict(generate_s=10.0, calibration_s=60.0, quantize_peak_memory_bytes=3e10, record_graphs_s=2.0)
+    rows = table(*[(FLUX, "adatsq", 4, 4, metric, value) for metric, value in packed.items()])
+    (run,) = tables_full_size.runs(rows.assign(steps=50, calibration_steps=10))
+    assert sentences_speed.full_size(run) == [  # of full precision nothing is known
+        "recording 50 timesteps of one run, and Fisher information and weights on 10 of them, take 60 s",
+        "most memory, 30 GB of tensors, is taken by the phase *quantize*",
+        "a whole run takes 10.0 s packed (eager)",
+        "the run that records the graphs takes 2.0 s",
     ]
+
+
+def test_a_model_has_one_device_and_the_steps_of_its_search():
+    rows = table(
+        (FLUX, "adatsq", 4, 4, "search_s", 60.0),
+        (FLUX, "adatsq", 4, 4, "generate_s", 9.0),
+        (FLUX, "adatsq", 4, 4, "load_s", 3.0),
+        (WAN, "adatsq", 4, 4, "search_s", 70.0),
+    ).assign(size="64x64", steps=[50, 20, 50, 50], calibration_steps=10, device=["new", "new", "old", "old"])
+    flux, wan = tables_full_size.runs(rows.iloc[[2, 0, 1, 3]])
+    assert flux.ours == {"search_s": 60.0, "generate_s": 9.0} and wan.ours == {"search_s": 70.0}
+    assert flux.of("steps") == 50 and flux.of("device") == "new"
 
 
 def test_a_search_is_fast_enough_over_all_steps_alone():
     for steps, seconds, reached in ((50, 60.0, True), (50, 61.0, False), (20, 30.0, False)):
-        (line,) = sentences_speed.full_size(run_of(steps, search_s=seconds, search_calls=9.0))
+        _, line, _ = sentences_speed.full_size(run_of(steps, search_s=seconds, search_calls=9.0))
         assert line.endswith("is reached" if reached else "is not reached")

@@ -83,13 +83,14 @@ def shape_rows(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bf
                 part = f"one scale, {'fast' if fast else 'slow'} sums"
                 call = partial(_one_scale, rows, w, torch.ones((), device=device), dtype, fast)
                 yield row(part, call, moved, operations, **bits)
+        eight = {**bits, "codes": "int8"}
         if code is torch.float8_e4m3fn:
             int8 = rows.to(torch.int8), s_x, codes, s_w, bias, dtype
-            yield row("product in int8", lambda: products.multiply(*int8), moved, operations, **bits)  # noqa: B023
+            yield row("product in int8", lambda: products.multiply(*int8), moved, operations, **eight)  # noqa: B023
         if (w_bits, a_bits) == CASES[0]:  # without scales, and in 32 bits: what cuBLAS has for int8
             call, sums = partial(products.int_mm, rows.to(torch.int8), codes), 4 * tokens * outputs
             held = codes.numel() + tokens * inputs + sums
-            yield row("sums in int8, cuBLAS", call, held, operations, **bits)
+            yield row("sums in int8, cuBLAS", call, held, operations, **eight)
         finite = torch.ones((), dtype=torch.int32, device=device)
         numbers = torch.tensor([a_bits, sharing.ALONE, 0, 0])  # `PackedLinear._bits`
         call = partial(_whole, x, planes, s_w, bias, numbers, finite)

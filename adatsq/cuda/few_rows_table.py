@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adatsq.cuda.nvrtc import compiled
+from adatsq.cuda import nvrtc
 from adatsq.integer import qmax
 
 SOURCE = Path(__file__).with_suffix(".cu")
@@ -24,7 +24,8 @@ def fits(x: Tensor, scale: Tensor, bias: Tensor | None) -> bool:
     inputs, groups = x.shape[-1], scale.shape[1]
     types = scale.dtype in TYPES and (bias is None or bias.dtype in TYPES)
     whole = inputs % 32 == 0 and inputs // groups % 32 == 0
-    return x.dtype is torch.bfloat16 and types and whole and inputs <= MOST_INPUTS
+    small = inputs <= MOST_INPUTS and shared_bytes(inputs) <= nvrtc.room(x.device)
+    return x.dtype is torch.bfloat16 and types and whole and small
 
 
 def multiply_few(
@@ -38,12 +39,12 @@ def multiply_few(
     y = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
     finite = torch.empty((), dtype=torch.int32, device=x.device) if finite is None else finite
     scale = scale.contiguous()
-    kernel, threads, shared, processors = _compiled(
+    kernel, threads, processors = _compiled(
         inputs, groups, len(planes), scale.dtype, None if bias is None else bias.dtype, x.device
     )
     tensors = [x.contiguous(), planes, scale, scale if bias is None else bias, y, finite]
     numbers = [outputs, planes.shape[1] // 4, int(bias is not None)]
-    kernel((min(processors, outputs), rows, 1), (threads, 1, 1), [*tensors, *numbers], shared)
+    kernel((min(processors, outputs), rows, 1), (threads, 1, 1), [*tensors, *numbers])
     return y
 
 
@@ -77,8 +78,8 @@ def _compiled(
     bias: torch.dtype | None,
     device: torch.device,
 ):
-    """(kernel, threads, bytes of shared memory, processors) for the current device, which is `device`."""
-    defined, shared = options(inputs, groups, bits, scale, bias), shared_bytes(inputs)
-    kernel = compiled(SOURCE, "multiply_few", defined, shared, device)
+    """(kernel, threads, processors) for the current device, which is `device`."""
+    defined = options(inputs, groups, bits, scale, bias)
+    kernel = nvrtc.compiled(SOURCE, "multiply_few", defined, shared_bytes(inputs), device)
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return kernel, defined["THREADS"], shared, processors
+    return kernel, defined["THREADS"], processors

@@ -161,7 +161,8 @@ class Run:
     def run(self) -> None:
         """All phases, or with --packed the last ones alone, on what an earlier run saved."""
         print(devices.note(self.device), flush=True)
-        full, packed = Path(self.args.folder), Path(f"{self.args.folder}-w{self.args.w_bits}")
+        full = Path(self.args.folder)  # and beside it the packed one, with its bits
+        packed = full.with_name(f"{full.name}-w{self.args.w_bits}a{self.args.budget:g}")
         if not self.args.packed:
             self.build(full)
             pipe = self.load(full)

@@ -2,12 +2,13 @@
 compiler need be installed.
 
 A launch is ours. Torch's opens CUDA's library and asks for the stream and the device anew at each call, which
-takes longer than some of the kernels do: of Flux's some three hundred in a step, an eager one waits for each.
+takes longer than some kernels do; a step of Flux has hundreds of them, and the GPU would wait for each.
 """
 
 import ctypes
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
@@ -19,12 +20,22 @@ SLOT = 8  # bytes of an argument as it is handed over, the widest; CUDA's hosts 
 # is the first four of them
 
 
+def room(device: torch.device) -> int:
+    """Bytes of shared memory that a block may ask for on this device; the CPU is as if it had enough."""
+    return _room(device) if device.type == "cuda" else 1 << 30
+
+
+@cache
+def _room(device: torch.device) -> int:
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 48 * 1024)
+
+
 def compiled(source: Path, name: str, defined: Mapping[str, object], shared: int, device: torch.device):
     """The kernel of this name for the current device, which is `device`: to be called as
-    kernel(grid, block, arguments, shared), with tensors, ints (a C int) and floats (a double).
+    kernel(grid, block, arguments), with tensors, ints (a C int) and floats (a double).
 
-    defined: what the preprocessor replaces. shared: bytes of shared memory that a call asks for. The kernel
-    raises ValueError for a tensor that is elsewhere, RuntimeError for what CUDA refuses.
+    defined: what the preprocessor replaces. shared: bytes of shared memory that a call takes, at most `room`.
+    The kernel raises ValueError for a tensor that is elsewhere, RuntimeError for what CUDA refuses.
     """
     options = [f"-D{key}={value}" for key, value in defined.items()]
     # torch looks for CUDA's headers, which our sources do without: any folder will do
@@ -34,7 +45,7 @@ def compiled(source: Path, name: str, defined: Mapping[str, object], shared: int
         kernel.set_shared_memory_config(shared)
     library = torch.cuda._utils._get_gpu_runtime_library()
 
-    def launch(grid: Sequence[int], block: Sequence[int], arguments: Sequence, shared: int) -> None:
+    def launch(grid: Sequence[int], block: Sequence[int], arguments: Sequence) -> None:
         for each in arguments:
             if isinstance(each, Tensor) and each.device != device:  # its address means something else here
                 raise ValueError(f"{name} runs on {device}, and is given a tensor on {each.device}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adatsq.cuda.nvrtc import compiled
+from adatsq.cuda import nvrtc
 from adatsq.cuda.packing import UNIT
 from adatsq.cuda.prologue import CAT_GELU, KINDS, NONE, width
 from adatsq.integer import qmax
@@ -46,7 +46,8 @@ def fits(x: Tensor, smoothing: Tensor | None, second: Tensor | None = None, prol
         return False
     if prologue == CAT_GELU and x.shape[1] % 8:  # a thread's eight values are of one tensor
         return False
-    return threads_of(width(prologue, x, second)) is not None
+    inputs = width(prologue, x, second)
+    return threads_of(inputs) is not None and shared_bytes(inputs) <= nvrtc.room(x.device)
 
 
 def rotate_rows(
@@ -64,14 +65,14 @@ def rotate_rows(
     codes = torch.empty(tokens, inputs, dtype=dtype, device=x.device)
     scales = torch.empty(tokens, 1, dtype=torch.float32, device=x.device)
     e4m3 = dtype is torch.float8_e4m3fn
-    kernel, threads, shared = _compiled(inputs, e4m3, x.device, prologue, x.shape[1])
+    kernel, threads = _compiled(inputs, e4m3, x.device, prologue, x.shape[1])
     unit = 1 / UNIT if e4m3 else 1.0
     finite = torch.empty((), dtype=torch.int32, device=x.device) if finite is None else finite
     x, second = in_vectors(x), in_vectors(x if second is None else second)  # not read, if there is none
     apart = [t.stride(0) // VECTOR for t in (x, second)]
     numbers = [float(qmax(bits)), clip / qmax(bits), unit]
     tensors = [x, second, signs, codes, scales, finite]
-    kernel((tokens, 1, 1), (threads, 1, 1), [*tensors, *apart, *numbers], shared)
+    kernel((tokens, 1, 1), (threads, 1, 1), [*tensors, *apart, *numbers])
     return codes, scales
 
 
@@ -91,10 +92,14 @@ def options(inputs: int, e4m3: bool, prologue: str, first: int) -> dict[str, int
     return {**sizes, "FIRST": first, "E4M3": int(e4m3), "PROLOGUE": KINDS.index(prologue)}
 
 
+def shared_bytes(inputs: int) -> int:
+    """Through which warps exchange values; a row whose blocks a warp has whole needs none."""
+    return 4 * inputs if block_size(inputs) > MOST_OWN * LOW else 0
+
+
 @cache
 def _compiled(inputs: int, e4m3: bool, device: torch.device, prologue: str, first: int):
-    """(kernel, threads, bytes of shared memory) for the current device, which is `device`."""
+    """(kernel, threads) for the current device, which is `device`."""
     defined = options(inputs, e4m3, prologue, first)
-    shared = 4 * inputs if defined["BLOCK"] > MOST_OWN * LOW else 0
-    kernel = compiled(SOURCE, "rotate_rows", defined, shared, device)
-    return kernel, threads_of(inputs), shared
+    kernel = nvrtc.compiled(SOURCE, "rotate_rows", defined, shared_bytes(inputs), device)
+    return kernel, threads_of(inputs)
