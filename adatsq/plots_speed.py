@@ -29,6 +29,7 @@ CODES = {"float8_e4m3fn": " in FP8", "int8": " in int8", "": ", weights alone qu
 POINTS = (  # on the roofline: part and codes of cuda-shapes.csv, how it is drawn
     ("bf16 linear", "", "o", ROOFS["bf16"]),
     ("product", "float8_e4m3fn", "^", ROOFS["fp8"]),
+    ("product, fast sums", "float8_e4m3fn", "v", ROOFS["fp8"]),
     ("linear, whole", "float8_e4m3fn", "s", ROOFS["fp8"]),
     ("product", "int8", "^", SERIES[2]),
     ("linear, whole", "int8", "s", SERIES[2]),

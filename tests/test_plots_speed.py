@@ -54,13 +54,16 @@ def test_measured_points_come_with_the_file(tmp_path):
     measured = plots_speed.read(file)
     fp8 = measured["codes"].notna() & (measured["a_bits"] < 8) & ~measured["part"].str.contains("int8")
     measured.loc[fp8, "codes"] = "float8_e4m3fn"  # as on Hopper
+    fast = measured[fp8 & (measured["part"] == "product")].assign(part="product, fast sums")
+    measured = pd.concat([measured, fast], ignore_index=True)
     floors = roofline.floors(shapes(), CARD, 3)
     ax = plots_speed.roofline(floors, CARD, "title", measured)
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    here = ("bf16 linear", "product", "linear, whole", "sums in int8, cuBLAS")
+    here = ("bf16 linear", "product", "product, fast sums", "linear, whole", "sums in int8, cuBLAS")
     assert labels == [
         "measured: bf16 linear",
         "measured: product in FP8",
+        "measured: product, fast sums in FP8",
         "measured: linear, whole in FP8",
         "measured: product in int8",
         "measured: linear, whole in int8",
