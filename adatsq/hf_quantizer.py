@@ -69,7 +69,8 @@ class AdatsqQuantizer(DiffusersQuantizer):
             check_layer(name, said, model, self.keys)
             model.set_submodule(name, nn.Module())
             self.holders[name] = model.get_submodule(name)
-        missing = [key for key in model.state_dict() if key not in set(self.keys)]
+        there = set(self.keys)
+        missing = [key for key in model.state_dict() if key not in there]
         if missing:  # diffusers would leave them random
             raise ValueError(
                 f"the files are incomplete: {len(missing)} of the transformer's tensors are in none of them, "
