@@ -129,3 +129,10 @@ def test_an_aim_is_reached_from_it_on():
     assert "is reached" in sentences_speed.verdict(1.4, 1.4) and "not reached" in sentences_speed.verdict(
         1.39, 1.4
     )
+
+
+def test_a_model_is_shown_on_the_device_that_it_was_measured_on_last():
+    rows = [("flux", "old", 9.0), ("wan", "old", 5.0), ("flux", "new", 3.0), ("flux", "new", 4.0)]
+    table = pd.DataFrame(rows, columns=["model", "device", "ms"])
+    assert tables_speed.of_one_device(table)["ms"].tolist() == [5.0, 3.0, 4.0]
+    assert tables_speed.of_one_device(table.drop(columns="device"))["ms"].tolist() == [9.0, 5.0, 3.0, 4.0]
