@@ -71,19 +71,17 @@ def _values(rows: pd.DataFrame) -> dict[str, float]:
     return dict(zip(rows["metric"], rows["value"]))  # the last of a metric
 
 
-def parts(table: pd.DataFrame) -> pd.DataFrame:
-    """Seconds and peak GB (10^9 bytes) of each part of the method, with random weights.
+def parts(table: pd.DataFrame, what: str) -> pd.DataFrame:
+    """what: "s" or "peak_memory_bytes", of each part of the method, with random weights.
 
-    A row per part, two columns per run; full precision stands at a model's first.
+    A row per part, a column per run; full precision stands at a model's first.
     """
     columns = {}
     for run in runs(table):
         values = {"fp": run.full if run.first else {}, "adatsq": run.ours}
-        for metric, unit, scale in (("_s", "s", 1), ("_peak_memory_bytes", "GB", 1e-9)):
-            columns[f"{run.name}, {unit}"] = {
-                says: scale * values[method].get(part + metric, np.nan)
-                for (method, part), says in PARTS.items()
-            }
+        columns[run.name] = {
+            says: values[method].get(f"{part}_{what}", np.nan) for (method, part), says in PARTS.items()
+        }
     return pd.DataFrame(columns).dropna(how="all").rename_axis("part").reset_index()
 
 

@@ -14,7 +14,9 @@ def table(*rows):
 
 def test_nothing_is_stored(tmp_path):
     nothing = tables_full_size.read(tmp_path)
-    assert nothing.empty and tables_full_size.parts(nothing).empty and tables_full_size.sizes(nothing).empty
+    assert (
+        nothing.empty and tables_full_size.parts(nothing, "s").empty and tables_full_size.sizes(nothing).empty
+    )
     assert tables_full_size.runs(nothing) == [] and tables_full_size.told(nothing) == ""
 
 
@@ -34,12 +36,14 @@ def test_parts_stand_by_run_in_their_order():
         (WAN, "adatsq", 4, 4, "search_peak_memory_bytes", 2.5e10),
         (WAN, "adatsq", 4, 4, "search_calls", 12.0),
     )
-    assert evidence.markdown(tables_full_size.parts(rows)).splitlines() == [
-        "| part | flux-dev, s | flux-dev, GB | wan, s | wan, GB |",
-        "|---|---:|---:|---:|---:|",
-        "| load, 16 bit | 3.0 |  |  |  |",
-        "| search | 7.0 |  |  | 25.0 |",
+    assert evidence.markdown(tables_full_size.parts(rows, "s")).splitlines() == [
+        "| part | flux-dev | wan |",
+        "|---|---:|---:|",
+        "| load, 16 bit | 3.0 |  |",
+        "| search | 7.0 |  |",
     ]
+    (memory,) = tables_full_size.parts(rows, "peak_memory_bytes").to_dict("records")
+    assert (memory["part"], memory["wan"]) == ("search", 2.5e10) and pd.isna(memory["flux-dev"])
 
 
 def test_runs_with_several_bits_keep_their_values_apart():
@@ -50,11 +54,11 @@ def test_runs_with_several_bits_keep_their_values_apart():
         (FLUX, "adatsq", 3, 3.1, "search_s", 6.0),
         (WAN, "adatsq", 4, 4, "search_s", 9.0),
     )
-    parts = tables_full_size.parts(rows).set_index("part").dropna(axis=1, how="all")
-    assert parts.columns.tolist() == ["flux-dev W4A4, s", "flux-dev W3A3.1, s", "wan, s"]
+    parts = tables_full_size.parts(rows, "s").set_index("part")
+    assert parts.columns.tolist() == ["flux-dev W4A4", "flux-dev W3A3.1", "wan"]
     assert parts.loc["search"].tolist() == [7.0, 6.0, 9.0]
     for part, value in {"load, 16 bit": 3.0, "save": 2.0}.items():
-        assert parts.loc[part].dropna().to_dict() == {"flux-dev W4A4, s": value}
+        assert parts.loc[part].dropna().to_dict() == {"flux-dev W4A4": value}
     four, three, wan = tables_full_size.runs(rows)
     assert four.full == three.full == {"load_s": 3.0} and wan.full == {}
     assert four.ours == {"search_s": 7.0, "save_s": 2.0} and three.ours == {"search_s": 6.0}

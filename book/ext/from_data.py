@@ -40,6 +40,7 @@ def full_size_times() -> str:
     table = tables_full_size.read(DATA / "results")
     if table.empty:
         return f"{NOTHING}: `python -m adatsq.cuda.full_size` would measure it, on a GPU."
+    memory = tables_full_size.parts(table, "peak_memory_bytes").set_index("part") / 1e9
     return (
         "**Measured at full size, with random weights**: the transformer has the real shapes, so seconds "
         "and memory hold; pictures mean nothing. The runs: "
@@ -47,9 +48,11 @@ def full_size_times() -> str:
         + ". As the command has it by default: one calibration prompt, small text encoders, guidance that "
         "takes a second call of the transformer off, and what `adatsq.load(packed=True)` gives, without the "
         "fused activation functions of `adatsq.accelerate`. The Fisher information recomputes activations "
-        "(diffusers' gradient checkpointing). From `data/results/full-size.csv`, seconds and the most that "
-        "tensors took at once, in GB of 10⁹ bytes; a part without numbers was not run:\n\n"
-        + evidence.markdown(tables_full_size.parts(table))
+        "(diffusers' gradient checkpointing). From `data/results/full-size.csv`, seconds; a part without a "
+        "number was not run:\n\n"
+        + evidence.markdown(tables_full_size.parts(table, "s"))
+        + "\n\nThe most that tensors took at once, in GB of 10⁹ bytes:\n\n"
+        + evidence.markdown(memory.reset_index())
         + "\n\nThe transformer's tensors, and the pipeline's folder with small text encoders, in GB:\n\n"
         + evidence.markdown(tables_full_size.sizes(table), digits=2)
     )
