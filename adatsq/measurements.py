@@ -9,7 +9,7 @@ import pandas as pd
 from adatsq.files import write_text
 
 # as what tables are read: a hash may be all digits
-COMMITS = {"commit": str, "costs_commit": str, "profile_commit": str}
+COMMITS = {"commit": str, "costs_commit": str}
 
 
 def append(path: Path, rows: pd.DataFrame, key: Sequence[str]) -> None:

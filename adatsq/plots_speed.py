@@ -1,6 +1,5 @@
 """Figures of speed: rooflines, milliseconds by kind of work, and the tables that the GPU commands write."""
 
-from pathlib import Path
 from textwrap import fill, shorten
 
 import matplotlib.pyplot as plt
@@ -11,7 +10,6 @@ from matplotlib.figure import Figure
 
 from adatsq import tables_full_size
 from adatsq.colors import GREY, METHOD_COLORS, PALE, SERIES
-from adatsq.measurements import COMMITS
 from adatsq.plots import INK
 from adatsq.roofline import Card
 from adatsq.tables_speed import label
@@ -37,11 +35,6 @@ POINTS = (  # on the roofline: part and codes of cuda-shapes.csv, how it is draw
     ("linear, whole", "", "D", SERIES[4]),
 )
 MODES = {"eager": PALE, "compiled": SERIES[0], "graph": SERIES[2]}
-
-
-def read(file: str | Path) -> pd.DataFrame:
-    """A table of the GPU commands; empty if it is not there."""
-    return pd.read_csv(file, dtype=COMMITS) if Path(file).exists() else pd.DataFrame()
 
 
 def origin(table: pd.DataFrame) -> str:

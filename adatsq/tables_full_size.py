@@ -5,15 +5,12 @@ values are there for each run. Of several devices, a model's is the one that was
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from adatsq.measurements import COMMITS
 from adatsq.tables_speed import of_one_device, short
 
-FILE = "full-size.csv"
 # Phases of `adatsq.cuda.full_size`, by method, in their order.
 PARTS = {
     ("fp", "load"): "load, 16 bit",
@@ -48,16 +45,12 @@ class Run:
         return next((rows for rows in found if len(rows)), self.rows)[column].iloc[-1]
 
 
-def read(results: str | Path) -> pd.DataFrame:
-    """The table in data/results; empty if `python -m adatsq.cuda.full_size` stored nothing."""
-    file = Path(results) / FILE
-    columns = ["model", "method", "w_bits", "a_bits", "metric", "value"]
-    return pd.read_csv(file, dtype=COMMITS) if file.exists() else pd.DataFrame(columns=columns)
-
-
 def runs(table: pd.DataFrame) -> list[Run]:
-    """Those of the table, in its order; one without values of ours for a model that has none."""
+    """Those of the table, in its order; one without values of ours for a model that has none. None of an
+    empty table."""
     found = []
+    if table.empty:
+        return found
     for model, rows in of_one_device(table).groupby("model", sort=False):
         full, ours = rows[rows["method"] == "fp"], rows[rows["method"] != "fp"]
         several = [(bits, some) for bits, some in ours.groupby(["w_bits", "a_bits"], sort=False)]

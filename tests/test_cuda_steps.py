@@ -98,7 +98,7 @@ def test_an_unknown_method_or_model_is_named(tmp_path, capsys):
 
 def test_a_profile_names_what_takes_longest(tmp_path, capsys):
     table = run(tmp_path / "steps.csv", "--only", "bf16", "--profile", "--commit", "0123456")
-    assert (table["kernel_ms"] > 0).all() and set(table["profile_commit"]) == {"0123456"}
+    assert (table["kernel_ms"] > 0).all() and set(table["commit"]) == {"0123456"}
     assert " ms " in capsys.readouterr().out.split("aten::addmm")[0]
 
 

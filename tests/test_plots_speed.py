@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from adatsq import plots, plots_speed, roofline
+from adatsq import measurements, plots, plots_speed, roofline
 from adatsq.cuda import benchmark
 
 CARD = roofline.Card(1e15, 2e15, 4e12)
@@ -31,11 +31,10 @@ def texts(ax):
     return [text.get_text() for text in ax.texts]
 
 
-def test_a_file_that_is_not_there_is_an_empty_table(tmp_path):
-    assert plots_speed.read(tmp_path / "none.csv").empty
-    (tmp_path / "some.csv").write_text("ms,device,torch,commit\n1,H200,2.11,abc\n2,H200,2.11,abc\n")
-    table = plots_speed.read(tmp_path / "some.csv")
-    assert len(table) == 2 and plots_speed.origin(table) == "H200, torch 2.11, commit abc"
+def test_where_rows_are_from_is_said_once(tmp_path):
+    (tmp_path / "some.csv").write_text("ms,device,torch,commit\n1,H200,2.11,0123456\n2,H200,2.11,0123456\n")
+    table = measurements.stored(tmp_path / "some.csv")
+    assert len(table) == 2 and plots_speed.origin(table) == "H200, torch 2.11, commit 0123456"
 
 
 def test_points_are_on_the_roofs_and_none_above():
@@ -51,7 +50,7 @@ def test_points_are_on_the_roofs_and_none_above():
 def test_measured_points_come_with_the_file(tmp_path):
     file = tmp_path / "shapes.csv"
     benchmark.main(["--shapes", "--cpu", "--only", "tiny", "--output", str(file)])
-    measured = plots_speed.read(file)
+    measured = measurements.stored(file)
     fp8 = measured["codes"].notna() & (measured["a_bits"] < 8) & ~measured["part"].str.contains("int8")
     measured.loc[fp8, "codes"] = "float8_e4m3fn"  # as on Hopper
     fast = measured[fp8 & (measured["part"] == "product")].assign(part="product, fast sums")

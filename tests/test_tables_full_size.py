@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from adatsq import evidence, sentences_speed, tables_full_size
+from adatsq import evidence, measurements, sentences_speed, tables_full_size
 
 COLUMNS = ["model", "method", "w_bits", "a_bits", "metric", "value"]
 FLUX, WAN = "flux-dev, random weights", "wan, random weights"
@@ -13,19 +13,9 @@ def table(*rows):
 
 
 def test_nothing_is_stored(tmp_path):
-    nothing = tables_full_size.read(tmp_path)
-    assert (
-        nothing.empty and tables_full_size.parts(nothing, "s").empty and tables_full_size.sizes(nothing).empty
-    )
+    nothing = measurements.stored(tmp_path / "full-size.csv")
+    assert tables_full_size.parts(nothing, "s").empty and tables_full_size.sizes(nothing).empty
     assert tables_full_size.runs(nothing) == [] and tables_full_size.told(nothing) == ""
-
-
-def test_what_was_stored_is_read(tmp_path):
-    rows = table((FLUX, "fp", 16, 16, "load_s", 3.0)).assign(commit="1234567")
-    rows.to_csv(tmp_path / "full-size.csv", index=False)
-    found = tables_full_size.read(tmp_path)
-    assert found["commit"].tolist() == ["1234567"]  # no number
-    assert tables_full_size.runs(found)[0].full == {"load_s": 3.0}
 
 
 def test_parts_stand_by_run_in_their_order():

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils import cpp_extension
 
-SLOT = 8  # bytes of an argument as it is handed over, the widest; CUDA's hosts are little-endian: a C int
-# is the first four of them
+# Bytes of an argument as it is handed over, the widest: hosts are little-endian, a C int is the first four.
+SLOT = 8
 
 
 def room(device: torch.device) -> int:

@@ -8,7 +8,7 @@ written as soon as it is measured; a library that is missing or fails is a row t
 compiled, and the call a CUDA graph. error: of the answer, relative to bfloat16; weight_bytes: of all tensors
 there; peak_bytes: these and what a step needs; tops: operations of the quantized linears alone over the whole
 step, so that it is a lower bound. --profile: milliseconds by kind of kernel (`kernel_times`), of a call of
-its own; profile_commit says of which code.
+its own.
 """
 
 import argparse
@@ -218,7 +218,6 @@ class Steps:
         ms = milliseconds(lambda: answer(module, self.arguments), self.device, self.repeats, 2)
         if self.profiled:
             found |= kernel_ms(lambda: answer(module, self.arguments), self.device)
-            found["profile_commit"] = self.rows.fixed["commit"]
         return {
             "ms": ms,
             "error": float((y - self.expected).norm() / self.expected.norm()),

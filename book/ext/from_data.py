@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import adatsq
-from adatsq import evidence, tables, tables_full_size
+from adatsq import evidence, measurements, tables, tables_full_size
 from adatsq.world.aims import AT_LEAST, BELOW_AT_MOST, aim
 
 DATA = Path(adatsq.__file__).resolve().parents[1] / "data"
@@ -21,7 +21,7 @@ def full_size() -> str:
     names = evidence.not_mini(results, DATA / "models")
     if names:
         return f"Models with stored results that are not mini models: {', '.join(names)}."
-    if len(runs := tables_full_size.read(results)):
+    if len(runs := measurements.stored(results / "full-size.csv")):
         said = (
             "The whole method was run at full size **with random weights**: "
             f"{tables_full_size.told(runs)}. Seconds and memory are in "
@@ -37,7 +37,7 @@ def full_size() -> str:
 
 
 def full_size_times() -> str:
-    table = tables_full_size.read(DATA / "results")
+    table = measurements.stored(DATA / "results" / "full-size.csv")
     if table.empty:
         return f"{NOTHING}: `python -m adatsq.cuda.full_size` would measure it, on a GPU."
     memory = tables_full_size.parts(table, "peak_memory_bytes").set_index("part") / 1e9
